@@ -1,0 +1,6 @@
+"""Sound bounds on network outputs. This package alone imports auto_LiRPA."""
+
+from expressive_losses.bounds.network import BoundedNetwork, BoundMethod
+from expressive_losses.bounds.statistics import BatchStatistics, record_statistics, use_statistics
+
+__all__ = ["BatchStatistics", "BoundMethod", "BoundedNetwork", "record_statistics", "use_statistics"]

@@ -1,0 +1,132 @@
+"""auto_LiRPA's BoundedModule behind one function; hides what differs between releases."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from expressive_losses.bounds import compat
+from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
+from expressive_losses.errors import UserError
+from expressive_losses.types import Bounds, Box
+
+_METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_crown": "CROWN-Optimized"}
+
+
+class Graph:
+    """The bounded graph of one module: parameters are shared with it, BatchNorm statistics are given at every call.
+
+    BatchNorm nodes always run in eval mode on statistics that are handed to them. That makes a bound a pure function of
+    (parameters, statistics, box), the same in every release of auto_LiRPA, also while training.
+
+    Args:
+        model: the plain module, on normalised input.
+        shape: of one input.
+        like: a tensor whose device and dtype the graph takes.
+
+    Raises:
+        UserError: naming the layer, when auto_LiRPA does not support one.
+    """
+
+    def __init__(self, model: nn.Module, shape: Sequence[int], like: Tensor) -> None:
+        self._lirpa = compat.load()
+        self._model = model
+        self._bounded = self._trace(model, torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+        nodes = list(self._bounded._modules.values())
+        self._relus = [node for node in nodes if type(node).__name__ == "BoundRelu"]
+        self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
+        self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
+        self._set_modes(nodes)
+        parameters = inspect.signature(self._bounded.compute_bounds).parameters
+        self._fixed_keyword = "intermediate_layer_bounds" if "intermediate_layer_bounds" in parameters else "interm_bounds"
+
+    def bounds(
+        self,
+        box: Box,
+        matrices: Tensor,
+        method: str,
+        statistics: BatchStatistics | None = None,
+        iterations: int = 20,
+        lr: float = 0.5,
+        decay: float = 0.98,
+        fix_intermediate: bool = True,
+    ) -> Bounds:
+        """Bound C f from below over a box of normalised inputs.
+
+        Args:
+            box: (B, *shape).
+            matrices: C, (B, M, K).
+            method: "ibp", "crown_ibp", "crown" or "alpha_crown".
+            statistics: by BatchNorm layer; ``None``: the module's running ones.
+            iterations, lr, decay: alpha-CROWN: steps of Adam on the slopes, their step size and its decay per step.
+            fix_intermediate: alpha-CROWN: keep CROWN's bounds on the hidden layers (fast) or optimise those too (slow).
+        """
+        self._set_statistics(statistics)
+        try:
+            if method == "alpha_crown":
+                return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
+            return self._compute(box, matrices, method)
+        finally:
+            self._bounded._clear_and_set_new(None)  # nothing of this pass stays alive on the nodes
+
+    def _alpha_crown(self, box, matrices, iterations, lr, decay, fix_intermediate) -> Bounds:
+        self._bounded.set_bound_opts(
+            {"optimize_bound_args": {"iteration": iterations, "lr_alpha": lr, "lr_decay": decay}}
+        )
+        with torch.no_grad():
+            start = self._compute(box, matrices, "crown")
+        fixed = self._named(start.relu_inputs) if fix_intermediate else None
+        with torch.enable_grad():
+            found = self._compute(box, matrices, "alpha_crown", fixed)
+        margins = torch.maximum(found.margins.detach(), start.margins)
+        return Bounds(margins, box, start.relu_inputs if fix_intermediate else found.relu_inputs)
+
+    def _compute(self, box: Box, matrices: Tensor, method: str, fixed: dict | None = None) -> Bounds:
+        norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
+        x = self._lirpa.BoundedTensor(box.lower, norm)
+        intermediate = {} if fixed is None else {self._fixed_keyword: fixed}
+        lower, _ = self._bounded.compute_bounds(
+            x=(x,), C=matrices, method=_METHODS[method], bound_upper=False, **intermediate
+        )
+        return Bounds(lower, box, self._relu_inputs())
+
+    def _relu_inputs(self) -> tuple[Box, ...]:
+        inputs = [relu.inputs[0] for relu in self._relus]
+        return tuple(Box(node.lower, node.upper) for node in inputs if getattr(node, "lower", None) is not None)
+
+    def _named(self, boxes: Sequence[Box]) -> dict[str, list[Tensor]]:
+        return {relu.inputs[0].name: [box.lower, box.upper] for relu, box in zip(self._relus, boxes, strict=True)}
+
+    def _set_statistics(self, statistics: BatchStatistics | None) -> None:
+        for name, layer in batch_norms(self._model).items():
+            mean, variance = (statistics or {}).get(name, (layer.running_mean, layer.running_var))
+            self._buffers[f"{name}.running_mean"].buffer = mean
+            self._buffers[f"{name}.running_var"].buffer = variance
+
+    def _set_modes(self, nodes) -> None:
+        """Parameters in train mode (eval would switch off requires_grad of the user's own), BatchNorm in eval mode."""
+        self._bounded.train()
+        for node in nodes:
+            if type(node).__name__ == "BoundBatchNormalization":
+                node.eval()
+
+    def _trace(self, model: nn.Module, dummy: Tensor):
+        training = model.training
+        requires_grad = [parameter.requires_grad for parameter in model.parameters()]
+        model.eval()
+        try:
+            return self._lirpa.BoundedModule(
+                model,
+                dummy,
+                bound_opts={"conv_mode": "matrix", "sparse_features_alpha": False},
+                device=dummy.device,
+            )
+        except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
+            raise UserError(f"auto_LiRPA cannot bound this network: {error}") from error
+        finally:
+            model.train(training)
+            for parameter, flag in zip(model.parameters(), requires_grad, strict=True):
+                parameter.requires_grad_(flag)

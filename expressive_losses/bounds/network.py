@@ -1,0 +1,120 @@
+"""A classifier with bounds: the plain module for forward passes and attacks, auto_LiRPA over the same parameters for bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from expressive_losses.bounds import lirpa
+from expressive_losses.bounds.statistics import BatchStatistics
+from expressive_losses.errors import UserError
+from expressive_losses.types import Bounds, Box, specification
+
+BoundMethod = Literal["ibp", "crown_ibp", "crown", "alpha_crown"]
+BOUND_METHODS: tuple[str, ...] = get_args(BoundMethod)
+
+
+class BoundedNetwork(nn.Module):
+    """A classifier on images in pixel units, with sound lower bounds on its margins.
+
+    Normalisation belongs to the network: callers, radii and boxes know pixel units only. The box is normalised before it is
+    bounded, which is exact because (x - mean) / std is affine and increasing in every pixel.
+
+    Args:
+        model: maps normalised images (B, *shape) to logits (B, classes).
+        shape: image shape (C, H, W).
+        classes: number of logits K.
+        mean, std: per channel, in pixel units.
+
+    Raises:
+        UserError: when a standard deviation is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: Sequence[int],
+        classes: int,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__()
+        if min(std) <= 0:
+            raise UserError(f"normalisation: std must be positive, got {tuple(std)}")
+        self.model = model
+        self.shape = tuple(shape)
+        self.classes = classes
+        per_channel = (1, -1) + (1,) * (len(self.shape) - 1)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(per_channel))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(per_channel))
+        self._graphs: dict[bool, lirpa.Graph] = {}
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std."""
+        return (x - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, *shape) in pixel units."""
+        return self.model(self.normalize(x))
+
+    def bounds(
+        self,
+        box: Box,
+        labels: Tensor,
+        method: BoundMethod = "ibp",
+        statistics: BatchStatistics | None = None,
+        **options,
+    ) -> Bounds:
+        """Return lower bounds on f_y - f_j over the box, with the bounds on every ReLU's input.
+
+        The last linear layer is merged into the specification (elision), which is tighter than subtracting logit bounds.
+
+        Args:
+            box: pixel units, (B, *shape).
+            labels: (B,) int64.
+            method: "ibp"; "crown_ibp" (IBP inside, CROWN for the margins); "crown"; "alpha_crown".
+            statistics: BatchNorm statistics to bound with, gradients flow into them; ``None`` means the running ones.
+            options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`.
+
+        Raises:
+            UserError: when auto_LiRPA cannot bound one of the layers.
+        """
+        if method not in BOUND_METHODS:
+            raise UserError(f"unknown bound '{method}'; known: {', '.join(BOUND_METHODS)}")
+        normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
+        matrices = specification(labels, self.classes, normalised.lower.dtype)
+        return self._graph(method).bounds(normalised, matrices, method, self._statistics(statistics), **options)
+
+    def margins(self, box: Box, labels: Tensor, method: BoundMethod = "ibp", **options) -> Tensor:
+        """Return only the margins of :meth:`bounds`, (B, K-1)."""
+        return self.bounds(box, labels, method, **options).margins
+
+    def _statistics(self, statistics: BatchStatistics | None) -> BatchStatistics | None:
+        prefix = "model."
+        return None if statistics is None else {name.removeprefix(prefix): value for name, value in statistics.items()}
+
+    def _graph(self, method: BoundMethod) -> lirpa.Graph:
+        """Return the bounded graph, built at first use; alpha-CROWN gets its own because it keeps state on the nodes."""
+        own = method == "alpha_crown"
+        if own not in self._graphs:
+            self._graphs[own] = lirpa.Graph(self.model, self.shape, self.mean)
+        return self._graphs[own]
+
+    def _apply(self, fn, recurse: bool = True):
+        self._graphs.clear()  # built for one device and dtype
+        return super()._apply(fn, recurse)
+
+
+@contextmanager
+def exact_float32():
+    """Switch TensorFloat-32 off inside the context: it keeps 10 bits of mantissa, too few for a bound that is a claim."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

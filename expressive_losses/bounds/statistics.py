@@ -1,0 +1,68 @@
+"""BatchNorm statistics as values: recorded in one forward pass, used in another pass or in a bound.
+
+With BatchNorm, which batch the statistics come from changes every bound (the published codes differ here). So they are
+passed explicitly, never read back from a module's hidden state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+#: (mean, biased variance) of the input of each BatchNorm layer, by the layer's qualified name; shapes (C,).
+BatchStatistics = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers by qualified name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+@contextmanager
+def record_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Collect the batch statistics of every BatchNorm layer during forward passes inside the context.
+
+    Gradients flow through what is collected, as they do in the published bounds (mean over batch and space, biased variance).
+    A layer used twice keeps its last use.
+    """
+    collected: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def recorder(name: str):
+        def record(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+            collected[name] = (mean, variance)
+
+        return record
+
+    hooks = [layer.register_forward_pre_hook(recorder(name)) for name, layer in batch_norms(module).items()]
+    try:
+        yield collected
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def use_statistics(module: nn.Module, statistics: BatchStatistics | None) -> Iterator[None]:
+    """Evaluate BatchNorm layers with given statistics instead of their running ones; ``None`` means the running ones.
+
+    The module is in eval mode inside the context and back in its former mode after it. No gradient flows into the statistics:
+    this is for attacks and for frozen statistics.
+    """
+    layers = batch_norms(module)
+    training = module.training
+    kept = {name: (layer.running_mean, layer.running_var) for name, layer in layers.items()}
+    module.eval()
+    try:
+        for name, (mean, variance) in (statistics or {}).items():
+            layers[name].running_mean, layers[name].running_var = mean.detach(), variance.detach()
+        yield
+    finally:
+        for name, (mean, variance) in kept.items():
+            layers[name].running_mean, layers[name].running_var = mean, variance
+        module.train(training)

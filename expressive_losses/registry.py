@@ -1,0 +1,164 @@
+"""Plug-ins by name: losses, attacks, models, data sets, schedules, optimisers and verifiers.
+
+A plug-in is a frozen pydantic model: its fields are its hyper-parameters, its docstring's first line is its help. A config
+names it and sets its fields: ``{name: mtl_ibp, alpha: 0.2}``. A file dropped into the registry's package is found by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from expressive_losses.errors import UserError
+
+
+class Plugin(BaseModel):
+    """Base of everything registered: immutable, and unknown or mistyped fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    name: ClassVar[str] = ""
+
+    def spec(self) -> dict[str, Any]:
+        """Return the mapping that builds an equal plug-in: ``REGISTRY.build(plugin.spec()) == plugin``."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+class Registry:
+    """Named plug-ins of one kind, discovered from one package.
+
+    Args:
+        kind: what an entry is called in messages, e.g. "loss".
+        package: the package (or module) whose import registers the entries.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._entries: dict[str, type[Plugin]] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[type[Plugin]], type[Plugin]]:
+        """Class decorator that enters a plug-in under ``name``.
+
+        Raises:
+            UserError: when another class has the name already.
+        """
+
+        def enter(cls: type[Plugin]) -> type[Plugin]:
+            known = self._entries.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise UserError(f"{self.kind} '{name}' is registered twice: by {known.__module__} and {cls.__module__}")
+            cls.name = name
+            self._entries[name] = cls
+            return cls
+
+        return enter
+
+    def names(self) -> list[str]:
+        """Return every known name, sorted."""
+        self._discover()
+        return sorted(self._entries)
+
+    def help(self, name: str) -> str:
+        """Return the first line of the plug-in's docstring."""
+        return (self[name].__doc__ or "").strip().split("\n")[0]
+
+    def __getitem__(self, name: str) -> type[Plugin]:
+        """Return the class called ``name``, or the one at an import path ``package.module:Class``.
+
+        Raises:
+            UserError: for an unknown name, with the nearest known one.
+        """
+        self._discover()
+        if name in self._entries:
+            return self._entries[name]
+        if ":" in name:
+            return self._from_import_path(name)
+        raise UserError(f"unknown {self.kind} '{name}'{suggest(name, self.names())}")
+
+    def build(self, spec: Any) -> Any:
+        """Build a plug-in from its name, its mapping ``{name: ..., field: value}``, or return one already built.
+
+        Raises:
+            UserError: unknown name, unknown field, or a value that the field does not take.
+        """
+        if isinstance(spec, Plugin):
+            return spec
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+            raise UserError(f"{self.kind}: expected a name or a mapping with 'name', got {spec!r}")
+        name = spec["name"]
+        fields = {key: value for key, value in spec.items() if key != "name"}
+        try:
+            return self[name](**fields)
+        except ValidationError as error:
+            raise UserError(f"{self.kind} '{name}': {explain(error, self[name])}") from None
+
+    def _from_import_path(self, path: str) -> type[Plugin]:
+        found = import_object(path, self.kind)
+        if not (isinstance(found, type) and issubclass(found, Plugin)):
+            raise UserError(f"{self.kind} '{path}': expected a subclass of expressive_losses.registry.Plugin, got {found!r}")
+        if not found.name:
+            found.name = path
+        return found
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True  # before the imports: they may ask for names themselves
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self._package}.{module.name}")
+
+
+def import_object(path: str, kind: str) -> Any:
+    """Import ``package.module:name``: the only way that code outside the package is ever loaded.
+
+    Raises:
+        UserError: when the module or the name is not there, or importing it fails.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{kind} '{path}': expected an import path like package.module:name")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{kind} '{path}': {error}; is the module on PYTHONPATH?") from None
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for a near miss, else the list of what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn the first pydantic error into one line that names the key."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parent = model
+        for part in first["loc"][:-1]:
+            parent = parent.model_fields[str(part)].annotation
+        return f"unknown key '{key}'{suggest(str(first['loc'][-1]), parent.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("missing", "value_error"):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, got {first['input']!r}"
+
+
+LOSSES = Registry("method", "expressive_losses.losses")
+ATTACKS = Registry("attack", "expressive_losses.attacks")
+MODELS = Registry("model", "expressive_losses.models")
+DATASETS = Registry("dataset", "expressive_losses.data")
+EPS_SCHEDULES = Registry("eps schedule", "expressive_losses.schedules")
+LR_SCHEDULES = Registry("learning-rate schedule", "expressive_losses.schedules")
+OPTIMIZERS = Registry("optimizer", "expressive_losses.optimizers")
+VERIFIERS = Registry("bound", "expressive_losses.verify")

@@ -1,0 +1,62 @@
+"""Shared fixtures: the published network with its weights, and where real data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.types import Box
+
+GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data", default=os.environ.get("EXPRESSIVE_LOSSES_DATA"), help="folder with MNIST/raw")
+
+
+@pytest.fixture
+def data_root(request) -> Path:
+    """The folder of real data sets, or a skip that says how to give it."""
+    root = request.config.getoption("--data")
+    if not root:
+        pytest.skip("needs MNIST: give --data DIR or set EXPRESSIVE_LOSSES_DATA to a folder that holds MNIST/raw")
+    return Path(root)
+
+
+class Golden:
+    """Numbers computed with the published implementation (tests/golden/README.md)."""
+
+    eps = 0.1
+
+    def __init__(self) -> None:
+        self.arrays = np.load(GOLDEN)
+        self.x = torch.from_numpy(self.arrays["x_uint8"]).float() / 255
+        self.labels = torch.from_numpy(self.arrays["labels"])
+        sign = torch.from_numpy(self.arrays["adv_sign_int8"]).float()
+        self.adversarial = (self.x + self.eps * sign).clamp(0, 1)
+        self.box = Box.around(self.x, self.eps)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def network(self) -> BoundedNetwork:
+        """The published cnn_small_bn with its weights, in eval mode."""
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(),
+            nn.Linear(1568, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 10),
+        )  # fmt: skip
+        weights = {k.removeprefix("w."): self[k] for k in self.arrays.files if k.startswith("w.")}
+        model.load_state_dict(weights)
+        return BoundedNetwork(model, (1, 28, 28), 10).eval()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden()
