@@ -1,0 +1,142 @@
+"""What a network is here, and how a user's own ``nn.Module`` becomes one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from expressive_losses.errors import UserError
+from expressive_losses.registry import MODELS, Plugin, import_object
+
+Shape = tuple[int, int, int]
+
+
+class Model(Plugin):
+    """Base of the networks: the fields are the sizes, ``build`` makes a freshly initialised module."""
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """Return a module that maps normalised images (B, *shape) to logits (B, classes) and ends in a ``nn.Linear``.
+
+        The last layer is linear because bounds merge it into the specification. No dropout.
+
+        Args:
+            shape: (channels, height, width) of one image.
+            classes: number of logits.
+
+        Raises:
+            UserError: when the network cannot take images of this shape.
+        """
+        raise NotImplementedError
+
+
+@MODELS.register("factory")
+class Factory(Model):
+    """A network of your own: ``--model package.module:factory``, a function or class that returns an nn.Module.
+
+    ``shape`` and ``classes`` are passed to it when it has parameters of these names. The module gets normalised images.
+
+    Args:
+        path: import path ``package.module:factory``.
+        kwargs: further keyword arguments of the factory.
+    """
+
+    path: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, shape: Shape, classes: int) -> nn.Module:
+        """Call the factory and check what it returns.
+
+        Raises:
+            UserError: when it is not callable, does not take these arguments, or returns something unusable.
+        """
+        factory = import_object(self.path, "model")
+        if not callable(factory):
+            raise UserError(f"model '{self.path}': expected a function or class that returns an nn.Module, got {factory!r}")
+        arguments = {**_accepted(factory, {"shape": tuple(shape), "classes": classes}), **self.kwargs}
+        try:
+            inspect.signature(factory).bind(**arguments)
+        except TypeError as error:
+            raise UserError(f"model '{self.path}': {error}; called with the keywords {sorted(arguments)}") from None
+        module = factory(**arguments)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"model '{self.path}': must return a torch.nn.Module, got {type(module).__name__}")
+        check_output(module, shape, classes, self.path)
+        return module
+
+
+def model_from(spec: str | Mapping[str, Any] | Model) -> Model:
+    """Return the model that a configuration names.
+
+    Args:
+        spec: a registered name, ``package.module:factory``, a mapping ``{name: ..., field: value}`` (the fields of an import
+            path are the factory's keyword arguments), or a model already built.
+
+    Raises:
+        UserError: unknown name, field or import path.
+    """
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str) or ":" not in name or _is_plugin(name):
+        return MODELS.build(spec)
+    kwargs = {key: value for key, value in spec.items() if key != "name"} if isinstance(spec, Mapping) else {}
+    return Factory(path=name, kwargs=kwargs)
+
+
+def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "model") -> None:
+    """Run two images through ``module`` in eval mode and say in one line what is wrong with the outcome.
+
+    Args:
+        module: on any device; its train/eval modes are left as they were.
+        shape: of one image.
+        classes: the number of logits expected.
+        name: what to call the network in the message.
+
+    Raises:
+        UserError: dropout inside, the image shape is not accepted, or the output is not a finite (2, classes) tensor.
+    """
+    dropouts = [key for key, layer in module.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
+    if dropouts:
+        raise UserError(f"model '{name}': layer '{dropouts[0]}' is dropout, which has no bounds; remove it or use nn.Identity")
+    logits = _logits_of_two_images(module, shape, name)
+    if not isinstance(logits, torch.Tensor):
+        raise UserError(f"model '{name}': must return one tensor of logits, got {type(logits).__name__}")
+    if tuple(logits.shape) != (2, classes):
+        raise UserError(
+            f"model '{name}': a batch of 2 images must give logits of shape (2, {classes}), got {tuple(logits.shape)}; "
+            f"make its last layer nn.Linear(..., {classes})"
+        )
+    if not torch.isfinite(logits).all():
+        raise UserError(f"model '{name}': logits of a grey image are not finite; check its initialisation")
+
+
+def _logits_of_two_images(module: nn.Module, shape: Shape, name: str) -> Any:
+    modes = {layer: layer.training for layer in module.modules()}
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module(torch.full((2, *shape), 0.5, device=like.device, dtype=like.dtype))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}") from error
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+
+
+def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the offered arguments that the factory names."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {key: value for key, value in offered.items() if key in parameters}
+
+
+def _is_plugin(path: str) -> bool:
+    found = import_object(path, "model")
+    return isinstance(found, type) and issubclass(found, Plugin)
