@@ -1,0 +1,157 @@
+"""Attacks: what every one keeps to, literal steps on a linear model, and the published numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses.attacks import IterativeAttack
+from expressive_losses.attacks.fgsm import Fgsm
+from expressive_losses.attacks.mi_fgsm import MiFgsm
+from expressive_losses.attacks.pgd import Pgd
+from expressive_losses.errors import UserError
+from expressive_losses.registry import ATTACKS
+from expressive_losses.types import Box
+
+EVERY = ATTACKS.names()
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(6, 3, 2, 2), torch.randint(4, (6,))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("objective", ["ce", "margin"])
+def test_every_attack_stays_in_the_box_and_leaves_no_trace(name, objective, network, batch):
+    x, labels = batch
+    box = Box.around(x, 0.3)
+    attack = ATTACKS.build({"name": name, "objective": objective})
+    with torch.no_grad():
+        adversarial = attack(network, box, labels, seeded(), start=x)
+        again = attack(network, box, labels, seeded(), start=x)
+    assert box.contains(adversarial).all()
+    assert torch.equal(adversarial, again)
+    assert not adversarial.requires_grad
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_box_without_width_has_one_point(name, network, batch):
+    x, labels = batch
+    assert torch.equal(ATTACKS.build(name)(network, Box(x, x), labels), x)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_noise_of_a_sample_does_not_depend_on_its_batch(name, network, batch):
+    x, labels = batch
+    box = Box.around(x, 0.3)
+    attack = ATTACKS.build(name)
+    whole = attack(network, box, labels, [seeded(i) for i in range(6)])
+    part = attack(network, box[2:4], labels[2:4], [seeded(i) for i in (2, 3)])
+    assert torch.allclose(whole[2:4], part, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_plugin_is_rebuilt_from_its_spec(name):
+    attack = ATTACKS.build(name)
+    assert ATTACKS.build(attack.spec()) == attack
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if issubclass(ATTACKS[name], IterativeAttack)])
+@pytest.mark.parametrize("objective", ["ce", "margin"])
+@pytest.mark.parametrize("steps, restarts", [(5, 1), (3, 4)])
+def test_the_best_iterate_is_no_worse_than_the_start(name, objective, steps, restarts, network, batch):
+    x, labels = batch
+    attack = ATTACKS.build(
+        {
+            "name": name,
+            "objective": objective,
+            "steps": steps,
+            "restarts": restarts,
+            "random_start": False,
+            "step_size": 3,
+        }
+    )
+    adversarial = attack(network, Box.around(x, 0.3), labels, seeded(), start=x)
+    assert (attack.value(network(adversarial), labels) >= attack.value(network(x), labels)).all()
+
+
+def linear(*rows: list[float]) -> nn.Module:
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    return layer
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "none"])
+@pytest.mark.parametrize("objective", ["ce", "margin"])
+def test_worst_corner_of_a_linear_model(name, objective):
+    """f = (x1 - x2, 0), label 0: the worst point of [0.2, 0.6]^2 is (0.2, 0.6), where f = -0.4."""
+    box = Box(torch.full((1, 2), 0.2), torch.full((1, 2), 0.6))
+    attack = ATTACKS.build({"name": name, "objective": objective})
+    found = attack(linear([1.0, -1.0], [0.0, 0.0]), box, torch.tensor([0]), seeded())
+    assert torch.allclose(found, torch.tensor([[0.2, 0.6]]), atol=1e-6)
+
+
+def test_a_pgd_step_is_relative_to_the_half_width():
+    """From (0.4, 0.5), centre of [0.2, 0.6] x [0.5, 0.5]: 0.4 - 0.5 * 0.2 = 0.3; no width, no move."""
+    box = Box(torch.tensor([[0.2, 0.5]]), torch.tensor([[0.6, 0.5]]))
+    pgd = Pgd(steps=1, step_size=0.5, random_start=False)
+    found = pgd(linear([1.0, 1.0], [0.0, 0.0]), box, torch.tensor([0]))
+    assert torch.allclose(found, torch.tensor([[0.3, 0.5]]))
+
+
+def test_margin_objective_is_the_largest_wrong_logit_minus_the_true_one():
+    """Logits (1, 4, 2): label 0 gives 4 - 1 = 3, label 1 gives 2 - 4 = -2."""
+    logits = torch.tensor([[1.0, 4.0, 2.0]] * 2)
+    assert Pgd(objective="margin").value(logits, torch.tensor([0, 1])).tolist() == [3.0, -2.0]
+
+
+def test_mi_fgsm_accumulates_normalised_gradients():
+    """m1 = (3, -1)/4 = (.75, -.25); m2 = m1 + (-1, 3)/4 = (.5, .5)."""
+    update = MiFgsm().new_update()
+    assert update(torch.tensor([[3.0, -1.0]])).tolist() == [[1.0, -1.0]]
+    assert update(torch.tensor([[-1.0, 3.0]])).tolist() == [[1.0, 1.0]]
+
+
+def test_a_nan_never_becomes_the_best_iterate():
+    def logits(x):
+        return torch.stack([x[:, 0], torch.where(x[:, 0] < 0.3, torch.nan, 0.0)], 1)
+
+    box = Box(torch.tensor([[0.0]]), torch.tensor([[1.0]]))
+    found = Pgd(steps=10, step_size=0.3, random_start=False)(logits, box, torch.tensor([0]))
+    assert 0.3 <= found.item() <= 0.5
+
+
+def test_unknown_field_and_value_are_named():
+    with pytest.raises(UserError, match="attack 'pgd': unknown key 'step'; did you mean 'steps'"):
+        ATTACKS.build({"name": "pgd", "step": 3})
+    with pytest.raises(UserError, match="attack 'pgd': steps"):
+        ATTACKS.build({"name": "pgd", "steps": 0})
+
+
+PUBLISHED = [(1, Pgd(steps=1, step_size=10)), (1, Fgsm()), (40, Pgd(steps=40, step_size=0.1))]
+
+
+@pytest.mark.parametrize("steps, attack", PUBLISHED)
+def test_pgd_repeats_the_published_attack(steps, attack, golden):
+    network = golden.network()
+    torch.manual_seed(3)
+    logits = network(attack(network, golden.box, golden.labels))
+    expected = golden[f"A.pgd.n{steps}.logits"]
+    # A pixel whose gradient is zero up to rounding may step the other way: hence 2e-3 of the scale.
+    assert ((logits - expected).abs().max() < 2e-3 * expected.abs().max()).item()
+    ce = torch.nn.functional.cross_entropy(logits, golden.labels, reduction="none")
+    torch.testing.assert_close(ce, golden[f"A.pgd.n{steps}.ce"], rtol=1e-4, atol=0)
