@@ -1,0 +1,64 @@
+# make demo      set everything up, train with MTL-IBP on the digits data set, verify the result
+# make test      set everything up, run the tests        (ARGS="-k soundness" and the like are passed to pytest)
+# make install   set everything up in .venv
+# make lint      check the style
+# make clean     remove .venv, caches and demo runs
+#
+# Needed: python3 (3.10 to 3.13) with venv, and make. Options:
+#   PYTHON=python3.12     the interpreter to start from
+#   LIRPA=<pip spec>      another auto_LiRPA, e.g. git+https://github.com/Verified-Intelligence/auto_LiRPA;
+#                         remembered in .venv until another is named
+#   TORCH_INDEX=<url>     where torch comes from, e.g. https://download.pytorch.org/whl/cpu (small, no CUDA)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+REQUIREMENTS := requirements/base.txt requirements/test.txt requirements/lirpa.txt
+DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+# Which auto_LiRPA: as named now, else as named last time, else the release on PyPI.
+LIRPA_CHOICE := $(VENV)/lirpa-spec
+REMEMBERED := $(shell cat $(LIRPA_CHOICE) 2>/dev/null)
+LIRPA ?= $(or $(REMEMBERED),-r requirements/lirpa.txt)
+
+.PHONY: install test demo lint clean FORCE
+
+install: $(VENV)/installed
+
+# Two processes with one thread each: with more threads they would only get in each other's way.
+test: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 -q $(ARGS)
+
+demo: install
+	$(BIN)/python train.py --method mtl_ibp --alpha 0.2 --dataset digits --out $(DEMO_RUN)
+	$(BIN)/python verify.py --model $(DEMO_RUN) --bound cascade
+
+lint: install
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) runs/demo-* build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Is redone when a requirement or the choice of auto_LiRPA changes. --no-warn-conflicts: on a second install pip would
+# complain in red that auto_LiRPA asks for torch<1.13, which is known and dealt with; real failures still stop make.
+$(VENV)/installed: $(REQUIREMENTS) setup.cfg pyproject.toml $(LIRPA_CHOICE)
+	$(if $(TORCH_INDEX),$(PIP) install -q --no-warn-conflicts --index-url $(TORCH_INDEX) $(shell grep '^torch' requirements/base.txt | cut -d' ' -f1))
+	$(PIP) install -q --no-warn-conflicts -r requirements/base.txt -r requirements/test.txt
+	$(PIP) install -q --no-deps $(LIRPA)
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# Written only when it changes, so that naming the same choice again does not install again.
+$(LIRPA_CHOICE): FORCE | $(BIN)/python
+	@echo '$(LIRPA)' | cmp -s - $@ || echo '$(LIRPA)' > $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) (the first time this downloads torch; it can take some minutes)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) has no working venv; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+FORCE:
