@@ -34,11 +34,14 @@ class Registry:
     Args:
         kind: what an entry is called in messages, e.g. "loss".
         package: the package (or module) whose import registers the entries.
+        adapter: the entry (fields ``path``, ``kwargs``) that wraps any callable at an import path ``package.module:name``;
+            without one, import paths must lead to a Plugin class.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, adapter: str | None = None) -> None:
         self.kind = kind
         self._package = package
+        self._adapter = adapter
         self._entries: dict[str, type[Plugin]] = {}
         self._discovered = False
 
@@ -95,6 +98,8 @@ class Registry:
             raise UserError(f"{self.kind}: expected a name or a mapping with 'name', got {spec!r}")
         name = spec["name"]
         fields = {key: value for key, value in spec.items() if key != "name"}
+        if ":" in name and self._adapter:
+            name, fields = self._adapter, {"path": name, "kwargs": fields}
         try:
             return self[name](**fields)
         except ValidationError as error:
@@ -132,6 +137,18 @@ def import_object(path: str, kind: str) -> Any:
         raise UserError(f"{kind} '{path}': {error}; is the module on PYTHONPATH?") from None
 
 
+def import_module(name: str) -> Any:
+    """Import a module that the user named (``plugins: [my_module]``).
+
+    Raises:
+        UserError: when it is not there.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"plugins: cannot import '{name}': {error}; is it on PYTHONPATH?") from None
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for a near miss, else the list of what is known."""
     known = list(known)
@@ -156,7 +173,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 LOSSES = Registry("method", "expressive_losses.losses")
 ATTACKS = Registry("attack", "expressive_losses.attacks")
-MODELS = Registry("model", "expressive_losses.models")
+MODELS = Registry("model", "expressive_losses.models", adapter="factory")
 DATASETS = Registry("dataset", "expressive_losses.data")
 EPS_SCHEDULES = Registry("eps schedule", "expressive_losses.schedules")
 LR_SCHEDULES = Registry("learning-rate schedule", "expressive_losses.schedules")

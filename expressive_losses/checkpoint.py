@@ -1,0 +1,108 @@
+"""Self-describing checkpoints: weights with all that is needed to rebuild the network, and optionally to go on training.
+
+A file is written beside its target and moved over it, so it is whole or absent. It is read with ``weights_only=True`` (tensors and
+plain values, never code), after the checksum of every part has been compared.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.config import Config
+from expressive_losses.errors import UserError
+from expressive_losses.registry import MODELS
+
+FORMAT = 1
+
+
+def describe(network: BoundedNetwork, config: Config) -> dict[str, Any]:
+    """Return the part of a checkpoint that rebuilds the network and names what it was trained for."""
+    return {
+        "format": FORMAT,
+        "model": config.model.spec(),
+        "shape": list(network.shape),
+        "classes": network.classes,
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+        "weights": {name: value.detach().clone() for name, value in network.model.state_dict().items()},
+        "config": config.resolved(),
+    }
+
+
+def save(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        UserError: when the file system refuses (full disk, read-only folder); the previous file is untouched then.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(dict(payload), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch turns a short write into a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write the checkpoint: {_first_line(error)}; free some space or choose --out") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a checkpoint; tensors arrive on the CPU.
+
+    Raises:
+        UserError: missing, damaged, of a newer format, or not a checkpoint of this package.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged}); use the previous one or train again")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint, or cut short: {_first_line(error)}") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: it holds more than tensors and plain values, loading it could run code") from None
+    if not isinstance(payload, dict) or "format" not in payload:
+        raise UserError(f"{path}: not a checkpoint of expressive_losses (no 'format'); for a plain state_dict see the README")
+    if payload["format"] > FORMAT:
+        raise UserError(f"{path}: checkpoint format {payload['format']} is newer than this package knows ({FORMAT}); update it")
+    return payload
+
+
+def network_of(payload: Mapping[str, Any], source: str = "checkpoint") -> BoundedNetwork:
+    """Rebuild the network of a checkpoint, in eval mode on the CPU.
+
+    Raises:
+        UserError: when the weights do not fit the architecture, or are not finite.
+    """
+    shape, classes = tuple(payload["shape"]), int(payload["classes"])
+    model = MODELS.build(payload["model"]).build(shape, classes)
+    load_weights(model, payload["weights"], source)
+    return BoundedNetwork(model, shape, classes, payload["mean"], payload["std"]).eval()
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load a state_dict, strictly: every name and shape must match and every value must be finite."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        details = " ".join(str(error).split())
+        raise UserError(f"{source}: the weights do not fit the model: {details[:300]}") from None
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{source}: weights are not finite: {', '.join(broken[:3])}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

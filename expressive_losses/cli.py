@@ -1,0 +1,167 @@
+"""The command lines: arguments in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expressive_losses import config as configs
+from expressive_losses import experiment
+from expressive_losses.errors import UserError
+from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
+from expressive_losses.trainer import Interrupted
+
+TRAIN_HELP = """\
+Train a classifier whose robustness can be proven.
+
+  train.py --method mtl_ibp --alpha 0.2                      handwritten digits, under a minute on a laptop
+  train.py --config configs/quick/mnist_0.3/mtl_ibp.yaml      a recipe
+  train.py --dataset mnist --model cnn7 --eps 0.3 --method sabr --alpha 0.4 --set training.batch_size=256
+  train.py --list                                             everything that has a name
+
+All radii are in pixel units from 0 to 1; fractions such as 8/255 are understood.
+"""
+
+
+def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
+    """Run a command and turn what can go wrong into an exit code.
+
+    Returns:
+        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM with the state saved.
+    """
+    try:
+        command(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        return 130
+    except Interrupted:
+        print("stopped; the state is saved, continue with --resume", file=sys.stderr)
+        return 143
+    return 0
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of train.py."""
+    return run_command(_train, arguments)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    parser = train_parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        print(listing())
+        return
+    config = configs.load(options.config, overrides(options))
+    device = choose_device(options.device)
+    out = options.out or default_run_directory(config)
+    summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
+    if not options.quiet:
+        print(train_summary(summary))
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the argument parser of train.py."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    experiment_ = parser.add_argument_group("experiment (each overrides the config file)")
+    experiment_.add_argument("--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults")
+    experiment_.add_argument("--method", metavar="NAME", help="training loss, e.g. mtl_ibp, cc_ibp, sabr, ibp, crown_ibp")
+    experiment_.add_argument("--alpha", type=float, help="expressive losses: 0 is adversarial training, 1 is IBP")
+    experiment_.add_argument("--dataset", metavar="NAME", help="digits (default), mnist, cifar10, ..., or module:Class")
+    experiment_.add_argument("--model", metavar="NAME", help="cnn7, cnn_small, ..., or package.module:factory of your own")
+    experiment_.add_argument("--eps", help="radius to be robust to, pixel units: 0.3 or 8/255")
+    experiment_.add_argument("--epochs", type=int)
+    experiment_.add_argument("--seed", type=int)
+    experiment_.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="any other key, e.g. --set optimizer.lr=1e-3 --set training.bn_statistics=clean (repeatable)",
+    )  # fmt: skip
+    place = parser.add_argument_group("where")
+    place.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    place.add_argument("--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data")
+    place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
+    place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
+    place.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    parser.add_argument("--list", action="store_true", help="list methods, models, data sets, attacks, schedules and stop")
+    return parser
+
+
+def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the options that were given as config mappings, ``--set`` last."""
+    nested = {
+        "method": {"name": options.method} if options.method else None,
+        "data": {"name": options.dataset} if options.dataset else None,
+        "model": {"name": options.model} if options.model else None,
+        "eps": {"target": options.eps} if options.eps is not None else None,
+    }
+    training = {key: getattr(options, key) for key in ("epochs", "seed") if getattr(options, key) is not None}
+    given = [{key: value} for key, value in nested.items() if value is not None]
+    if options.alpha is not None:
+        given.append({"method": {"alpha": options.alpha}})
+    if training:
+        given.append({"training": training})
+    return given + [configs.parse_assignment(text) for text in options.assignments]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" prefers a GPU.
+
+    Raises:
+        UserError: for a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from None
+    return device
+
+
+def default_run_directory(config: configs.Config) -> Path:
+    """Return runs/<dataset>/<method>-<alpha>-<model>-eps<eps>-seed<seed>."""
+    alpha = getattr(config.method, "alpha", None)
+    parts = [
+        config.method.name,
+        *([f"alpha{alpha:g}"] if alpha is not None else []),
+        config.model.name,
+        f"eps{config.eps.target.text.replace('/', '_')}",
+        f"seed{config.training.seed}",
+    ]
+    return Path("runs") / config.data.name.replace(":", "_") / "-".join(part.replace(":", "_") for part in parts)
+
+
+def listing() -> str:
+    """Return all plug-ins by kind, one line of help each."""
+    lines = []
+    for kind in (LOSSES, ATTACKS, MODELS, DATASETS, EPS_SCHEDULES, LR_SCHEDULES, OPTIMIZERS):
+        lines.append(f"{kind.kind}:")
+        lines += [f"  {name:<16} {kind.help(name)}" for name in kind.names()]
+    return "\n".join(lines)
+
+
+def train_summary(summary: dict[str, Any]) -> str:
+    """Return the closing lines of a training run."""
+    return "\n".join(
+        [
+            "",
+            f"{summary['method']['name']} on {summary['data']}, eps {summary['eps']}: "
+            f"{summary['images']} {summary['split']} images, {summary['training_seconds']:.0f} s of training",
+            f"  natural accuracy      {summary['natural']:6.2f} %",
+            f"  under attack          {summary['adversarial']:6.2f} %   (upper bound on robust accuracy)",
+            f"  verified by IBP       {summary['ibp']:6.2f} %   (lower bound; tighter bounds below)",
+            "",
+            "prove more with",
+            f"  python verify.py --model {summary['checkpoint']} --bound cascade",
+        ]
+    )

@@ -1,0 +1,221 @@
+"""The whole of an experiment as one frozen value, read from YAML and checked at the edge.
+
+A file may ``extends:`` another (relative path); mappings merge key by key, except that a plug-in with another ``name``
+replaces the one it extends. ``--set a.b=c`` overrides one key. Unknown keys, wrong types and values out of range are errors
+that name the key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+
+from expressive_losses import registry
+from expressive_losses.errors import UserError
+from expressive_losses.registry import Plugin, Registry, explain
+
+
+class Radius(float):
+    """A radius in pixel units that remembers how it was written: ``8/255`` stays ``8/255`` in every file."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, value: Any) -> Radius:
+        """Read a number or a fraction such as ``8/255``.
+
+        Raises:
+            ValueError: not a number, or outside [0, 1].
+        """
+        text = value.text if isinstance(value, Radius) else str(value).strip()
+        numerator, slash, denominator = text.partition("/")
+        try:
+            number = float(numerator) / float(denominator) if slash else float(numerator)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number or a fraction such as 8/255, got {text!r}") from None
+        if not (math.isfinite(number) and 0 <= number <= 1):
+            hint = f"; did you mean {text}/255?" if not slash and 1 < number <= 255 else ""
+            raise ValueError(f"radii are in pixel units, from 0 to 1, got {text}{hint}")
+        radius = cls(number)
+        radius.text = text
+        return radius
+
+    def __reduce__(self):
+        return (Radius.parse, (self.text,))
+
+
+def _build(kind: Registry):
+    """A config field that holds one plug-in, written as a name or a mapping."""
+
+    def validate(value: Any) -> Plugin:
+        try:
+            return kind.build(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    return Annotated[Plugin, PlainValidator(validate), PlainSerializer(lambda plugin: plugin.spec())]
+
+
+RadiusField = Annotated[Radius, PlainValidator(Radius.parse), PlainSerializer(lambda radius: radius.text)]
+
+
+class Section(BaseModel):
+    """Base of every part of a config: immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class EpsConfig(Section):
+    """The three radii: evaluation uses ``target``; bounds in training ``target * train_multiplier``; attacks that times the factor."""
+
+    target: RadiusField = Field(Radius.parse("0.1"), validate_default=True)
+    train_multiplier: float = Field(1.0, gt=0, description="bounded radius in training / target")
+    attack_factor: float = Field(1.0, gt=0, description="attacked radius / bounded radius in training")
+    schedule: _build(registry.EPS_SCHEDULES) = Field({"name": "smoothed"}, validate_default=True)
+
+
+class ShiConfig(Section):
+    """Shi et al.'s regulariser; weight 0 switches it off."""
+
+    weight: float = Field(0.5, ge=0, description="lambda")
+    tol: float = Field(0.5, gt=0)
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(128, ge=2)
+    seed: int = Field(100, ge=0)
+    initialize: Literal["shi", "default"] = "shi"
+    clip_norm: float | None = Field(10.0, gt=0, description="gradient norm; null for none")
+    l1: float = Field(0.0, ge=0, description="weight of sum |W| over convolution and linear weights")
+    shi: ShiConfig = ShiConfig()
+    bn_statistics: Literal["adversarial", "clean", "clean_frozen"] = "adversarial"
+    bn_refresh: bool = Field(False, description="recompute population statistics over the training set after each epoch")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
+
+
+class Config(Section):
+    """One experiment."""
+
+    method: _build(registry.LOSSES) = Field({"name": "mtl_ibp"}, validate_default=True)
+    attack: _build(registry.ATTACKS) = Field({"name": "pgd", "steps": 1, "step_size": 10.0}, validate_default=True)
+    test_attack: _build(registry.ATTACKS) = Field({"name": "pgd", "steps": 40, "step_size": 0.1}, validate_default=True)
+    eps: EpsConfig = EpsConfig()
+    data: _build(registry.DATASETS) = Field({"name": "digits"}, validate_default=True)
+    validation: float = Field(0.0, ge=0, description="held out of the training set: a share below 1, or a number of images")
+    model: _build(registry.MODELS) = Field({"name": "cnn_tiny"}, validate_default=True)
+    optimizer: _build(registry.OPTIMIZERS) = Field({"name": "adam"}, validate_default=True)
+    lr_schedule: _build(registry.LR_SCHEDULES) = Field({"name": "constant"}, validate_default=True)
+    training: TrainingConfig = TrainingConfig()
+    plugins: tuple[str, ...] = Field((), description="modules imported first, whose plug-ins then have names")
+    paper: dict[str, Any] | None = Field(None, description="the published row that this config repeats")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.lr_schedule.check(self.training.epochs)
+        if float(self.eps.target) * self.eps.train_multiplier > 1:
+            raise ValueError("eps: target * train_multiplier is above 1, the whole pixel range")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Return plain values (numbers, text, lists, mappings) from which an equal config is built."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], source: str = "config") -> Config:
+        """Check plain values.
+
+        Raises:
+            UserError: one line that names the source and the key.
+        """
+        for module in values.get("plugins") or ():
+            registry.import_module(str(module))
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(f"{source}: {explain(error, cls)}") from None
+
+
+def load(path: Path | None, overrides: Iterable[Mapping[str, Any]] = ()) -> Config:
+    """Read a config file, apply the overrides in order, put the data set's defaults underneath, check the result.
+
+    Raises:
+        UserError: unreadable file, bad YAML, cyclic ``extends``, unknown key or bad value.
+    """
+    values: dict[str, Any] = read(path) if path else {}
+    for override in overrides:
+        values = merge(values, override)
+    source = str(path) if path else "config"
+    data = Config.build({key: values[key] for key in ("data", "plugins") if key in values}, source).data
+    defaults = merge(Config().resolved(), data.defaults)
+    return Config.build(merge(defaults, values), source)
+
+
+def read(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the mapping of a YAML file with what it ``extends`` merged underneath."""
+    path = Path(path)
+    if path.resolve() in _seen:
+        raise UserError(f"{path}: 'extends' goes in a circle")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends: expected a path, got {base!r}")
+    return merge(read(path.parent / base, (*_seen, path.resolve())), values)
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``override`` on top, key by key; a plug-in of another name replaces the whole plug-in."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) or isinstance(value, Mapping):
+            old, value = _as_mapping(old), _as_mapping(value)
+            if _same_plugin(old, value):
+                value = merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _same_plugin(old: Any, new: Any) -> bool:
+    mappings = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return mappings and new.get("name", old.get("name")) == old.get("name")
+
+
+def _as_mapping(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn ``a.b=c`` into ``{"a": {"b": c}}``; the value is read as YAML.
+
+    Raises:
+        UserError: when there is no key or no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip(".") or "" in key.split("."):
+        raise UserError(f"--set {text}: expected key=value, for example training.epochs=10")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value is not valid YAML") from None
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested

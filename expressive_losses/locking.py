@@ -1,0 +1,45 @@
+"""One process at a time in one folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from expressive_losses.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: the lock is then only the file's presence in messages
+    fcntl = None
+
+
+class FolderLock:
+    """An advisory lock that the system drops when its process dies, however it dies.
+
+    Args:
+        folder: must exist.
+
+    Raises:
+        UserError: when another process holds it, or the folder is not writable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = Path(folder) / ".lock"
+        try:
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held until release
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write here: {error.strerror}; choose another --out") from None
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let go; safe to call twice."""
+        self._file.close()

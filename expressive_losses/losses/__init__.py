@@ -1,0 +1,1 @@
+"""Training methods: each file one loss, found by itself."""

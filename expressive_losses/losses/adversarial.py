@@ -1,0 +1,21 @@
+"""Adversarial training."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from expressive_losses.losses.base import Loss
+from expressive_losses.registry import LOSSES
+from expressive_losses.types import BoundedBatch
+
+
+@LOSSES.register("adversarial")
+class Adversarial(Loss):
+    """Cross-entropy on attacked images (Madry et al. 2018); the attack is the config's."""
+
+    needs: ClassVar[tuple[str, ...]] = ("adv",)
+
+    def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
+        """Return the mean cross-entropy at the adversarial points."""
+        return {"loss": F.cross_entropy(batch.adversarial, batch.labels)}

@@ -1,0 +1,23 @@
+"""CC-IBP: a convex combination inside the loss."""
+
+from pydantic import Field
+from torch import Tensor
+
+from expressive_losses.losses.base import ExpressiveLoss, verified_cross_entropy
+from expressive_losses.registry import LOSSES
+from expressive_losses.types import BoundedBatch
+
+
+@LOSSES.register("cc_ibp")
+class CCIBP(ExpressiveLoss):
+    """Cross-entropy of (1 - alpha) adversarial margins + alpha IBP margins.
+
+    Source: paper "Expressive Losses", equation (7).
+    """
+
+    alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: IBP loss")
+
+    def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
+        """Return the loss of the combined margins."""
+        margins = (1 - self.alpha) * self.adversarial_margins(batch) + self.alpha * batch.margins["ibp"]
+        return {"loss": verified_cross_entropy(margins)}

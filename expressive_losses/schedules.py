@@ -1,0 +1,162 @@
+"""Schedules: pure functions of the optimiser step, so that a resumed run has nothing to replay.
+
+Lengths are in epochs by default, in steps with ``unit: steps``. Steps count from 0: ``step`` is the number of updates done.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from expressive_losses.registry import EPS_SCHEDULES, LR_SCHEDULES, Plugin
+
+Unit = Literal["epochs", "steps"]
+
+
+def in_steps(length: float, unit: Unit, steps_per_epoch: int) -> int:
+    """Return a length in optimiser steps."""
+    return round(length * steps_per_epoch) if unit == "epochs" else round(length)
+
+
+class EpsSchedule(Plugin):
+    """Progress of the radius: ``fraction(step, steps_per_epoch)`` in [0, 1]."""
+
+    def fraction(self, step: int, steps_per_epoch: int) -> float:
+        """Return eps(step) / eps(end)."""
+        raise NotImplementedError
+
+    def end(self, steps_per_epoch: int) -> int:
+        """Return the first step at which the fraction is 1 for good."""
+        raise NotImplementedError
+
+
+@EPS_SCHEDULES.register("constant")
+class ConstantEps(EpsSchedule):
+    """The full radius from the first step on."""
+
+    def fraction(self, step: int, steps_per_epoch: int) -> float:
+        """Return 1."""
+        return 1.0
+
+    def end(self, steps_per_epoch: int) -> int:
+        """Return 0."""
+        return 0
+
+
+class Ramp(EpsSchedule):
+    """A radius of 0 for ``warmup``, then a rise over ``length``."""
+
+    warmup: float = Field(0.0, ge=0, description="epochs (or steps) at radius 0")
+    length: float = Field(20.0, ge=0, description="epochs (or steps) of the rise")
+    unit: Unit = "epochs"
+
+    def end(self, steps_per_epoch: int) -> int:
+        """Return the step at which the ramp is over."""
+        return self._start(steps_per_epoch) + in_steps(self.length, self.unit, steps_per_epoch)
+
+    def _start(self, steps_per_epoch: int) -> int:
+        return in_steps(self.warmup, self.unit, steps_per_epoch)
+
+
+@EPS_SCHEDULES.register("linear")
+class LinearEps(Ramp):
+    """A warm-up at radius 0, then a linear ramp (papers IBP and CROWN-IBP)."""
+
+    def fraction(self, step: int, steps_per_epoch: int) -> float:
+        """Return (step - warm-up) / ramp length, clipped to [0, 1]."""
+        start, end = self._start(steps_per_epoch), self.end(steps_per_epoch)
+        if step >= end:
+            return 1.0
+        return max(0, step - start) / (end - start)
+
+
+@EPS_SCHEDULES.register("smoothed")
+class SmoothedEps(Ramp):
+    """auto_LiRPA's SmoothedScheduler: a power curve for the first part of the ramp, then linear, with equal slopes where they meet.
+
+    With I the first step of the ramp, F its last, M = I + floor(mid (F - I)), t = (M - I)^(beta - 1) and
+    a = 1 / ((F - M) beta t + (M - I) t): fraction = a (step - I)^beta up to M, then linear to 1 at F.
+    The published ``start=s,length=l`` is ``warmup: s - 1, length: l``.
+    """
+
+    mid: float = Field(0.25, gt=0, lt=1)
+    beta: float = Field(4.0, ge=2)
+
+    def fraction(self, step: int, steps_per_epoch: int) -> float:
+        """Return the smoothed progress at ``step``."""
+        first, last = self._start(steps_per_epoch), self.end(steps_per_epoch)
+        if step >= last:
+            return 1.0
+        if step <= first:
+            return 0.0
+        middle = first + math.floor(self.mid * (last - first))
+        power = float(middle - first) ** (self.beta - 1)
+        if power == 0:  # too short for a curve: all linear
+            return (step - first) / (last - first)
+        scale = 1.0 / ((last - middle) * self.beta * power + (middle - first) * power)
+        if step < middle:
+            return scale * float(step - first) ** self.beta
+        at_middle = scale * (middle - first) * power
+        return at_middle + (1 - at_middle) * (step - middle) / (last - middle)
+
+
+class LRSchedule(Plugin):
+    """Factor of the learning rate: ``factor(step, steps_per_epoch)``."""
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return lr(step) / lr."""
+        raise NotImplementedError
+
+    def check(self, epochs: int) -> None:
+        """Raise ValueError when the schedule cannot be meant for a run of ``epochs``."""
+
+
+@LR_SCHEDULES.register("constant")
+class ConstantLR(LRSchedule):
+    """The same learning rate throughout."""
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@LR_SCHEDULES.register("multistep")
+class MultiStepLR(LRSchedule):
+    """Multiply by ``gamma`` at every milestone."""
+
+    milestones: tuple[float, ...] = Field((), description="ascending, in epochs (or steps) done")
+    gamma: float = Field(0.2, gt=0)
+    unit: Unit = "epochs"
+
+    @model_validator(mode="after")
+    def _ascending(self):
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) <= 0:
+            raise ValueError(f"milestones must be positive and ascending, got {list(self.milestones)}")
+        return self
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return gamma ** (number of milestones reached)."""
+        reached = bisect_right([in_steps(m, self.unit, steps_per_epoch) for m in self.milestones], step)
+        return self.gamma**reached
+
+    def check(self, epochs: int) -> None:
+        """Refuse milestones at or after the end: they would silently do nothing."""
+        if self.unit == "epochs" and self.milestones and self.milestones[-1] >= epochs:
+            raise ValueError(f"milestone {self.milestones[-1]:g} is not before the end ({epochs} epochs)")
+
+
+@LR_SCHEDULES.register("cosine")
+class CosineLR(LRSchedule):
+    """Half a cosine from 1 down to ``floor`` over ``length``."""
+
+    length: float = Field(gt=0, description="epochs (or steps)")
+    floor: float = Field(0.0, ge=0, le=1)
+    unit: Unit = "epochs"
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Return floor + (1 - floor) (1 + cos(pi t)) / 2 with t the progress."""
+        progress = min(1.0, step / max(1, in_steps(self.length, self.unit, steps_per_epoch)))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2

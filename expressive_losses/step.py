@@ -1,0 +1,133 @@
+"""One training step: the order in which a batch is evaluated lives here and nowhere else.
+
+With BatchNorm the order changes the result. It is: clean logits (train mode) -> attack (eval mode) -> adversarial logits (train
+mode) -> bounds, whose BatchNorm statistics are those that the policy names -> loss.
+
+BatchNorm policies (``training.bn_statistics``):
+    adversarial: the bounds use the batch statistics of the last forward pass, the adversarial one where there is one, with
+        gradient (the published Expressive Losses code; the default, since the golden numbers and published figures are its).
+    clean: the bounds use the clean batch's statistics, with gradient (the text of paper "Expressive Losses", appendix E.2).
+    clean_frozen: attack, adversarial logits and bounds all use the clean batch's statistics, without gradient (CTBench).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from expressive_losses.attacks.base import Attack
+from expressive_losses.bounds import BatchStatistics, BoundedNetwork, record_statistics, use_statistics
+from expressive_losses.config import TrainingConfig
+from expressive_losses.losses.base import Loss
+from expressive_losses.regularizers import l1_norm, shi_regularizer
+from expressive_losses.types import BoundedBatch, Bounds, Box
+
+#: Radius (pixel units) at which the regulariser's bounds are taken while the schedule's radius is still 0, as published.
+WARMUP_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Radii:
+    """The radii of one step in pixel units, and how far the ramp is."""
+
+    bounded: float
+    attacked: float
+    fraction: float
+
+    @property
+    def warmup(self) -> bool:
+        """Whether the ramp has not begun: training is on clean images then."""
+        return self.bounded == 0
+
+
+def evaluate_batch(
+    network: BoundedNetwork,
+    loss: Loss,
+    attack: Attack,
+    x: Tensor,
+    labels: Tensor,
+    radii: Radii,
+    config: TrainingConfig,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Return the named scalars of one batch; ``"total"`` (loss + regularisers) carries the gradient.
+
+    Args:
+        x: (B, *image) in pixel units.
+        labels: (B,) int64.
+        radii: of this step.
+        generator: randomness of the attack; ``None``: torch's global one.
+    """
+    needs = ("clean",) if radii.warmup else loss.needed(radii.fraction)
+    clean, statistics = _clean(network, x, needs, config.bn_statistics)
+    box = Box.around(x, radii.bounded or WARMUP_EPS)
+    region, adversarial = box, None
+    if "adv" in needs:
+        attacked = Box.around(x, radii.attacked)
+        frozen = statistics if config.bn_statistics == "clean_frozen" else None
+        with use_statistics(network, frozen):
+            x_adv = attack(network, attacked, labels, generator, start=x)
+        adversarial, statistics = _adversarial(network, x_adv, statistics, config.bn_statistics)
+        region = loss.region(box, attacked, x_adv, radii.attacked)
+    bounds = _bounds(network, loss, region, labels, needs, radii, statistics, config)
+    batch = BoundedBatch(labels, clean, adversarial, {m: b.margins for m, b in bounds.items()}, radii.fraction)
+    terms = {"loss": F.cross_entropy(clean, labels)} if radii.warmup else loss(batch)
+    return _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
+
+
+def _clean(network, x, needs, policy) -> tuple[Tensor, BatchStatistics]:
+    """The clean forward pass, with a gradient only where something will use it."""
+    network.train()
+    last = "adv" not in needs
+    if policy == "adversarial" and not last:  # only BatchNorm's running statistics and the accuracy come from this pass
+        with torch.set_grad_enabled("clean" in needs):
+            return network(x), {}
+    with torch.set_grad_enabled("clean" in needs or policy != "clean_frozen"), record_statistics(network) as statistics:
+        logits = network(x)
+    if policy == "clean_frozen":
+        statistics = {name: (mean.detach(), variance.detach()) for name, (mean, variance) in statistics.items()}
+    return logits, statistics
+
+
+def _adversarial(network, x_adv, statistics, policy) -> tuple[Tensor, BatchStatistics]:
+    """The adversarial forward pass and the statistics that the bounds are to use."""
+    if policy == "clean_frozen":
+        with use_statistics(network, statistics):
+            return network(x_adv), statistics
+    with record_statistics(network) as own:
+        logits = network(x_adv)
+    return logits, own if policy == "adversarial" else statistics
+
+
+def _bounds(network, loss, region, labels, needs, radii, statistics, config) -> dict[str, Bounds]:
+    methods = [need for need in needs if need not in ("clean", "adv")]
+    regularized = config.shi.weight > 0 and radii.fraction < 1 and set(loss.needs) - {"clean", "adv"}
+    if regularized and not methods:
+        methods = ["ibp"]
+    return {method: network.bounds(region, labels, method, statistics) for method in methods}
+
+
+def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tensor]:
+    total = terms["loss"]
+    if bounds and config.shi.weight > 0 and radii.fraction < 1:
+        first = next(iter(bounds.values()))
+        terms["shi"] = shi_regularizer(first, radii.fraction, config.shi.weight, config.shi.tol)
+        total = total + terms["shi"]
+    if config.l1 > 0:
+        terms["l1"] = config.l1 * l1_norm(network)
+        total = total + terms["l1"]
+    return {**terms, "total": total}
+
+
+@torch.no_grad()
+def _accuracies(batch: BoundedBatch) -> dict[str, Tensor]:
+    """Fractions of the batch: correct on clean images, correct under the training attack, all margins bounded above 0."""
+    found = {"natural": (batch.clean.argmax(1) == batch.labels).float().mean()}
+    if batch.adversarial is not None:
+        found["adversarial"] = (batch.adversarial.argmax(1) == batch.labels).float().mean()
+    if "ibp" in batch.margins:
+        found["verified"] = (batch.margins["ibp"] > 0).all(1).float().mean()
+    return found

@@ -1,0 +1,192 @@
+"""The training loop: one flat sequence of steps, each a pure function of (config, step, weights).
+
+Data order, augmentation and attack noise are derived from (seed, step), so a run killed at any moment and resumed gives the same
+weights, bit for bit on a CPU, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expressive_losses import checkpoint
+from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
+from expressive_losses.config import Config
+from expressive_losses.data.batches import Batches
+from expressive_losses.errors import UserError
+from expressive_losses.evaluate import accuracies
+from expressive_losses.initialize import shi_initialize
+from expressive_losses.progress import TrainingProgress
+from expressive_losses.run import RunDirectory
+from expressive_losses.step import Radii, evaluate_batch
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is in the checkpoint."""
+
+
+@dataclass
+class Trainer:
+    """Trains one network.
+
+    Args:
+        config: the experiment.
+        network: on its device; weights are changed in place.
+        train: training images, on the same device.
+        held_out: images that metrics are reported on (validation, or test when there is no validation split).
+        run: where everything is written.
+        stop: asked after every step; true means write a checkpoint and raise :class:`Interrupted`.
+    """
+
+    config: Config
+    network: BoundedNetwork
+    train: Batches
+    held_out: Batches
+    run: RunDirectory
+    stop: Callable[[], bool] = lambda: False
+    quiet: bool = False
+    step: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        training = self.config.training
+        self.steps_per_epoch = self.train.steps_per_epoch(training.batch_size)
+        self.steps = training.epochs * self.steps_per_epoch
+        if training.initialize == "shi":
+            shi_initialize(self.network)
+        self.optimizer = self.config.optimizer.build(self.network.parameters())
+        self.generator = torch.Generator(self.train.device)
+        self.totals: dict[str, Tensor] = {}
+        self.seconds = 0.0
+
+    def fit(self) -> None:
+        """Train to the last epoch, or raise.
+
+        Raises:
+            UserError: when a loss is no longer finite; the last checkpoint is from before.
+            Interrupted: when ``stop`` said so.
+        """
+        progress = TrainingProgress(self.steps, self.step, self.steps_per_epoch, self.quiet)
+        started = time.monotonic() - self.seconds
+        order, order_epoch = None, -1
+        try:
+            while self.step < self.steps:
+                epoch, index = divmod(self.step, self.steps_per_epoch)
+                if epoch != order_epoch:
+                    order, order_epoch = self.train.epoch_order(self.config.training.seed, epoch), epoch
+                radii = self.radii(self.step)
+                self._add(self.train_step(self.train.order_of_step(order, index, self.config.training.batch_size), radii))
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                if progress.due():
+                    progress.show(self.step, radii.bounded, self._means(index + 1))
+                if index + 1 == self.steps_per_epoch:
+                    self._end_epoch(epoch + 1, progress)
+                if self.stop() and self.step < self.steps:
+                    self.run.save(self.state())
+                    raise Interrupted
+        finally:
+            progress.close()
+
+    def radii(self, step: int) -> Radii:
+        """Return the radii of a step: target * multiplier * progress of the ramp, and that times the attack factor."""
+        eps = self.config.eps
+        fraction = eps.schedule.fraction(step, self.steps_per_epoch)
+        bounded = float(eps.target) * eps.train_multiplier * fraction
+        return Radii(bounded, bounded * eps.attack_factor, fraction)
+
+    def train_step(self, indices: Tensor, radii: Radii) -> dict[str, Tensor]:
+        """Do one update on the images of these indices; return its scalars, detached and still on the device."""
+        config = self.config
+        self.generator.manual_seed(_mix(config.training.seed, self.step))
+        factor = config.lr_schedule.factor(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * factor
+        x, labels = self.train.batch(indices, self.generator)
+        terms = evaluate_batch(
+            self.network, config.method, config.attack, x, labels, radii, config.training, self.generator
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        if config.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs, as tensors and plain values."""
+        return {
+            **checkpoint.describe(self.network, self.config),
+            "training": {
+                "step": self.step,
+                "seconds": self.seconds,
+                "totals": dict(self.totals),
+                "optimizer": self.optimizer.state_dict(),
+                "method": dict(self.config.method.state_dict()),
+            },
+        }
+
+    def load_state(self, payload: dict[str, Any]) -> None:
+        """Continue from :meth:`state`.
+
+        Raises:
+            UserError: when the checkpoint is of another config.
+        """
+        theirs, ours = Config.build(payload["config"], "checkpoint").resolved(), self.config.resolved()
+        changed = [key for key in ours if ours[key] != theirs[key] and key != "paper"]
+        if changed:
+            raise UserError(
+                f"{self.run.path}: the run was started with another config ({', '.join(changed)} differ); "
+                "resume with the same one, or choose another --out"
+            )
+        checkpoint.load_weights(self.network.model, payload["weights"], "checkpoint")
+        training = payload["training"]
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.config.method.load_state_dict(training["method"])
+        self.step, self.seconds = training["step"], training["seconds"]
+        self.totals = {name: value.to(self.train.device) for name, value in training["totals"].items()}
+        self.run.keep_metrics(self.step // self.steps_per_epoch)
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        """Sum up on the device: reading a value would stall a GPU."""
+        for name, value in terms.items():
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def _means(self, count: int) -> dict[str, float]:
+        """Return the means since the epoch began.
+
+        Raises:
+            UserError: when the loss is not finite.
+        """
+        means = {name: float(value) / count for name, value in self.totals.items()}
+        if not np.isfinite(means["total"]):
+            broken = [name for name, value in means.items() if not np.isfinite(value)]
+            raise UserError(
+                f"training diverged in epoch {(self.step - 1) // self.steps_per_epoch + 1} (step {self.step}): "
+                f"{', '.join(broken)} not finite; the last good checkpoint is {self.run.checkpoint}. "
+                "Try a lower optimizer.lr, a longer eps.schedule.length, or training.clip_norm"
+            )
+        return means
+
+    def _end_epoch(self, epoch: int, progress: TrainingProgress) -> None:
+        config, last = self.config.training, epoch == self.config.training.epochs
+        row = {"epoch": epoch, "eps": self.radii(self.step - 1).bounded, "train": self._means(self.steps_per_epoch)}
+        self.totals = {}
+        if config.bn_refresh:
+            refresh_population_statistics(self.network, (x for x, _ in self.train.in_order(config.batch_size)))
+        if epoch % config.evaluate_every == 0 or last:
+            row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))
+        self.run.log({**row, "seconds": round(self.seconds, 3)})
+        progress.epoch(self.step, row)
+        if epoch % config.checkpoint_every == 0 or last:
+            self.run.save(self.state())
+
+
+def _mix(seed: int, step: int) -> int:
+    """Return a 63-bit seed for a step; streams of neighbouring steps and seeds are unrelated."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
