@@ -82,7 +82,6 @@ def _import():
         if missing:
             raise ImportError(f"{list(lirpa.__path__)} has no {' and no '.join(missing)}")
     except Exception as error:  # whatever an unsuitable release raises: to the user it is one problem
-        _forget_module("auto_LiRPA")
         if isinstance(error, ModuleNotFoundError) and error.name == "auto_LiRPA":
             raise UserError(f"auto_LiRPA is not installed. Type {INSTALL_HINT}.") from None
         if isinstance(error, ModuleNotFoundError) and not error.name.startswith("auto_LiRPA"):
@@ -92,12 +91,6 @@ def _import():
         reason = " ".join(str(error).split())
         raise UserError(f"auto_LiRPA is installed but cannot be imported ({reason}). Type {hint}.") from error
     return lirpa
-
-
-def _forget_module(package):
-    """Drop a half-imported package, so that the next attempt fails with the same message, not another one."""
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        del sys.modules[name]
 
 
 @contextmanager
