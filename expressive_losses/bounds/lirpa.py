@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 
@@ -114,19 +115,19 @@ class Graph:
                 node.eval()
 
     def _trace(self, model: nn.Module, dummy: Tensor):
-        training = model.training
-        requires_grad = [parameter.requires_grad for parameter in model.parameters()]
-        model.eval()
+        """Return the BoundedModule of a copy of the model, then let it share the model's own parameters.
+
+        Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph that exists) and
+        switches their requires_grad: the user's module is left alone.
+        """
+        traced = copy.deepcopy(model).eval()
+        options = {"conv_mode": "matrix", "sparse_features_alpha": False}
         try:
-            return self._lirpa.BoundedModule(
-                model,
-                dummy,
-                bound_opts={"conv_mode": "matrix", "sparse_features_alpha": False},
-                device=dummy.device,
-            )
+            bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
         except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
             raise UserError(f"auto_LiRPA cannot bound this network: {error}") from error
-        finally:
-            model.train(training)
-            for parameter, flag in zip(model.parameters(), requires_grad, strict=True):
-                parameter.requires_grad_(flag)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for node in bounded._modules.values():
+            if type(node).__name__ == "BoundParams":
+                node.param = parameters[node.ori_name]
+        return bounded
