@@ -17,14 +17,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := requirements/base.txt requirements/test.txt requirements/lirpa.txt
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-# Which auto_LiRPA: as named now, else as named last time, else the release on PyPI.
-LIRPA_CHOICE := $(VENV)/lirpa-spec
-REMEMBERED := $(shell cat $(LIRPA_CHOICE) 2>/dev/null)
-LIRPA ?= $(or $(REMEMBERED),-r requirements/lirpa.txt)
+# The stamp of a finished installation holds the auto_LiRPA that it has. LIRPA: as named now, else as installed last
+# time, else the release on PyPI.
+INSTALLED := $(VENV)/installed
+INSTALLED_LIRPA := $(shell cat $(INSTALLED) 2>/dev/null)
+LIRPA ?= $(or $(INSTALLED_LIRPA),-r requirements/lirpa.txt)
+ifneq ($(LIRPA),$(INSTALLED_LIRPA))
+OTHER_LIRPA := FORCE
+endif
 
 .PHONY: install test demo lint clean FORCE
 
-install: $(VENV)/installed
+install: $(INSTALLED)
 
 # Two processes with one thread each: with more threads they would only get in each other's way.
 test: install
@@ -43,16 +47,12 @@ clean:
 
 # Is redone when a requirement or the choice of auto_LiRPA changes. --no-warn-conflicts: on a second install pip would
 # complain in red that auto_LiRPA asks for torch<1.13, which is known and dealt with; real failures still stop make.
-$(VENV)/installed: $(REQUIREMENTS) setup.cfg pyproject.toml $(LIRPA_CHOICE)
+$(INSTALLED): $(REQUIREMENTS) setup.cfg pyproject.toml $(OTHER_LIRPA) | $(BIN)/python
 	$(if $(TORCH_INDEX),$(PIP) install -q --no-warn-conflicts --index-url $(TORCH_INDEX) $(shell grep '^torch' requirements/base.txt | cut -d' ' -f1))
 	$(PIP) install -q --no-warn-conflicts -r requirements/base.txt -r requirements/test.txt
-	$(PIP) install -q --no-deps $(LIRPA)
+	$(PIP) install -q --no-deps $(if $(filter -r,$(firstword $(LIRPA))),$(LIRPA),'$(LIRPA)')
 	$(PIP) install -q --no-deps --no-build-isolation -e .
-	touch $@
-
-# Written only when it changes, so that naming the same choice again does not install again.
-$(LIRPA_CHOICE): FORCE | $(BIN)/python
-	@echo '$(LIRPA)' | cmp -s - $@ || echo '$(LIRPA)' > $@
+	@echo '$(LIRPA)' > $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

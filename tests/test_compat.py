@@ -199,21 +199,24 @@ def test_network_of_one_layer_has_exact_bounds():
 
 
 class Twice(torch.autograd.Function):
-    """An operator of the user's own: one node of the graph, for which the user registers a bound."""
-
-    @staticmethod
-    def symbolic(g, x):
-        return g.op("compat::Twice", x)
+    """An operator of the user's own, for which the user registers a bound."""
 
     @staticmethod
     def forward(ctx, x):
         return 2 * x
 
 
-def test_custom_operator_stays_one_node():
+class NamedTwice(Twice):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("compat::Twice", x)
+
+
+@pytest.mark.parametrize("function, name", [(NamedTwice, "compat::Twice"), (Twice, "prim::PythonOp")])
+def test_custom_operator_stays_one_node(function, name):
     class Net(nn.Module):
         def forward(self, x):
-            return Twice.apply(x + 1)
+            return function.apply(x + 1)
 
     class BoundTwice(operators().Bound):
         def forward(self, x):
@@ -223,14 +226,14 @@ def test_custom_operator_stays_one_node():
             return 2 * v[0][0], 2 * v[0][1]
 
     lirpa = compat.load()
-    lirpa.register_custom_op("compat::Twice", BoundTwice)
+    lirpa.register_custom_op(name, BoundTwice)
     try:
         bounded_net = bounded(Net(), 4)
         assert any(isinstance(node, BoundTwice) for node in bounded_net._modules.values())
         x = torch.rand(3, 4)
         torch.testing.assert_close(lower_bounds(bounded_net, x, 0.1, "IBP"), 2 * (x + 0.9))
     finally:
-        lirpa.unregister_custom_op("compat::Twice")
+        lirpa.unregister_custom_op(name)
 
 
 # ------------------------------------------------------------------------------------------------- nn.Module
