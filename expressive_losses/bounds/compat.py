@@ -259,7 +259,8 @@ def _repair_any_release(lirpa):
 def _clamp_passes_gradient_at_limits():
     """True up to torch 2.13; from 2.14 on the gradient of clamp at its limits is 0."""
     limits = torch.tensor([0.0, 1.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(torch.clamp(limits, min=0.0, max=1.0).sum(), limits)
+    with torch.enable_grad():  # the first use may be under no_grad
+        (gradient,) = torch.autograd.grad(torch.clamp(limits, min=0.0, max=1.0).sum(), limits)
     return bool((gradient == 1).all())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,25 @@ class Graph:
         with torch.no_grad():
             start = self._compute(box, matrices, "crown")
         fixed = self._named(start.relu_inputs) if fix_intermediate else None
-        with torch.enable_grad():
+        with torch.enable_grad(), self._frozen_parameters():
             found = self._compute(box, matrices, "alpha_crown", fixed)
         margins = torch.maximum(found.margins.detach(), start.margins)
         return Bounds(margins, box, start.relu_inputs if fix_intermediate else found.relu_inputs)
+
+    @contextmanager
+    def _frozen_parameters(self):
+        """Parameters need no gradient: else the backward pass inside alpha-CROWN costs more and adds to their .grad."""
+        flags = [parameter.requires_grad for parameter in self._model.parameters()]
+        nodes = [node for node in self._bounded._modules.values() if type(node).__name__ == "BoundParams"]
+        for node in nodes:
+            node.eval()
+        try:
+            yield
+        finally:
+            for node in nodes:
+                node.train()
+            for parameter, flag in zip(self._model.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
 
     def _compute(self, box: Box, matrices: Tensor, method: str, fixed: dict | None = None) -> Bounds:
         norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
