@@ -1,0 +1,180 @@
+"""What a verifier is asked, what it answers, and when an answer counts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.registry import Plugin
+from expressive_losses.types import Box, margins_of
+
+#: A margin counts as proven positive when its bound, computed in floating point, exceeds this (in logit
+#: units). It absorbs the rounding of float32, where a bound of a few layers errs by about 1e-6 of the logits'
+#: scale (docs/verification.md).
+DEFAULT_TOLERANCE = 1e-5
+
+
+class Status(str, Enum):
+    """What is known of one image. Only VERIFIED counts towards verified accuracy."""
+
+    MISCLASSIFIED = "misclassified"
+    FALSIFIED = "falsified"
+    VERIFIED = "verified"
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of images to decide, and what is known of them so far.
+
+    Attributes:
+        images: pixel units, (B, *image).
+        labels: (B,) int64.
+        box: the region in which the prediction must not change, around ``images``.
+        margins: the best lower bounds so far on f_y - f_j, classes j != y ascending; (B, K-1), -inf where
+            none is known.
+        indices: of the images in the data set; with ``seed`` they decide all randomness.
+        seed: of the run.
+        deadline: on the clock of :func:`time.monotonic`, or ``None``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    box: Box
+    margins: Tensor
+    indices: tuple[int, ...]
+    seed: int = 0
+    deadline: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: BoundedNetwork,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        indices: Sequence[int] | None = None,
+        seed: int = 0,
+        deadline: float | None = None,
+    ) -> Problem:
+        """Return the problem for the l_inf balls of radius ``eps`` (pixel units), with nothing known yet."""
+        margins = images.new_full((len(images), network.classes - 1), -torch.inf)
+        indices = tuple(range(len(images)) if indices is None else indices)
+        return cls(images, labels, Box.around(images, eps), margins, indices, seed, deadline)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Sequence[int], margins: Tensor | None = None) -> Problem:
+        """Return the problem of some of the images, by position, with the margins known by now."""
+        at = torch.as_tensor(rows, dtype=torch.long, device=self.labels.device)
+        margins = self.margins if margins is None else margins
+        indices = tuple(self.indices[row] for row in rows)
+        kept = (self.images[at], self.labels[at], self.box[at], margins[at])
+        return Problem(*kept, indices, self.seed, self.deadline)
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Return one CPU generator for each image, seeded by (seed, index, purpose) alone.
+
+        So an image's noise depends neither on its batch nor on where an interrupted run was resumed.
+        """
+        return [torch.Generator().manual_seed(_hash(self.seed, index, purpose)) for index in self.indices]
+
+    def is_late(self) -> bool:
+        """Return whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+def _hash(*parts: object) -> int:
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # manual_seed takes a signed 64-bit number
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's answer to a :class:`Problem`.
+
+    Attributes:
+        status: of each image.
+        margins: the best lower bounds known now, those of the problem included; (B, K-1), never NaN.
+        witness: where FALSIFIED, a point of the box that is not classified as the label; (B, *image), or
+            ``None``.
+        predictions: argmax on the clean images, (B,) int64, from the verifier that computed it.
+    """
+
+    status: tuple[Status, ...]
+    margins: Tensor
+    witness: Tensor | None = None
+    predictions: Tensor | None = None
+
+    @property
+    def worst(self) -> Tensor:
+        """The smallest margin of each image, (B,)."""
+        return self.margins.min(1).values
+
+
+class Verifier(Plugin, ABC):
+    """Decides images of a problem, or leaves them unknown. One stage of a cascade.
+
+    Attributes:
+        kind: "clean" looks at the images, "attack" for counterexamples only, "bound" for proofs only,
+            "complete" for both.
+        batch_sizes: images at once on a CPU and on an accelerator, if the user names no size.
+    """
+
+    kind: ClassVar[Literal["clean", "attack", "bound", "complete"]]
+    batch_sizes: ClassVar[tuple[int, int]] = (256, 2048)
+
+    @abstractmethod
+    def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
+        """Return what can be said of each image. Must be sound; should stop at ``problem.deadline``.
+
+        Args:
+            network: in eval mode, of the device and dtype of ``problem``.
+            problem: what to decide; every image of it is still undecided.
+        """
+
+    def batch_size(self, device: torch.device) -> int:
+        """Return how many images to take at once on ``device``."""
+        return self.batch_sizes[device.type != "cpu"]
+
+
+def combined(problem: Problem, margins: Tensor) -> Tensor:
+    """Return the elementwise maximum of the known margins and new ones; what is not finite proves nothing.
+
+    Bounds of several methods hold together, so each class may be excluded by another method. +inf is dropped
+    with NaN: auto_LiRPA turns NaN bounds into infinities.
+    """
+    usable = torch.where(torch.isfinite(margins), margins.detach(), -torch.inf)
+    return torch.maximum(problem.margins, usable.to(problem.margins))
+
+
+def verdict_of_bounds(problem: Problem, margins: Tensor, tolerance: float) -> Verdict:
+    """Return VERIFIED where every margin, the best of old and new, is > ``tolerance``, else UNKNOWN."""
+    best = combined(problem, margins)
+    proven = (best > tolerance).all(1).tolist()
+    return Verdict(tuple(Status.VERIFIED if one else Status.UNKNOWN for one in proven), best)
+
+
+def is_counterexample(network: BoundedNetwork, box: Box, labels: Tensor, x: Tensor) -> Tensor:
+    """Return where ``x`` refutes the label: in the box, exactly, and f_j(x) >= f_y(x) for a class j != y;
+    (B,) bool.
+
+    One forward pass of the plain network. NaN logits refute nothing. VERIFIED needs f_y - f_j > 0 everywhere,
+    so that no image can be both.
+    """
+    with torch.no_grad():
+        margins = margins_of(network(x), labels)
+    return box.contains(x) & (margins <= 0).any(1) & torch.isfinite(margins).all(1)

@@ -1,0 +1,84 @@
+"""Stages that bound the margins: they verify, or leave unknown."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from expressive_losses.bounds import BoundedNetwork, BoundMethod
+from expressive_losses.errors import UserError
+from expressive_losses.registry import VERIFIERS
+from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Verdict, Verifier, verdict_of_bounds
+
+
+class BoundVerifier(Verifier):
+    """VERIFIED where every margin's lower bound exceeds the tolerance.
+
+    Attributes:
+        tolerance: logit units; see :data:`expressive_losses.verify.base.DEFAULT_TOLERANCE`.
+    """
+
+    kind: ClassVar = "bound"
+    method: ClassVar[BoundMethod]
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
+
+    def options(self) -> dict[str, Any]:
+        """Return the method's own settings."""
+        return {}
+
+    def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
+        try:
+            with torch.no_grad():
+                margins = network.margins(problem.box, problem.labels, self.method, **self.options())
+        except (NotImplementedError, AssertionError, KeyError) as error:
+            problem = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
+            raise UserError(f"bound '{self.name}': {problem}") from error
+        return verdict_of_bounds(problem, margins, self.tolerance)
+
+
+@VERIFIERS.register("ibp")
+class Ibp(BoundVerifier):
+    """Interval bound propagation: the cheapest, and enough for networks trained for it."""
+
+    method: ClassVar = "ibp"
+
+
+@VERIFIERS.register("crown-ibp")
+class CrownIbp(BoundVerifier):
+    """CROWN for the margins, with IBP bounds on the hidden layers."""
+
+    method: ClassVar = "crown_ibp"
+    batch_sizes: ClassVar = (64, 512)
+
+
+@VERIFIERS.register("crown")
+class Crown(BoundVerifier):
+    """CROWN for the margins and for every hidden layer."""
+
+    method: ClassVar = "crown"
+    batch_sizes: ClassVar = (4, 64)
+
+
+@VERIFIERS.register("alpha-crown")
+class AlphaCrown(BoundVerifier):
+    """CROWN with optimised slopes of the unstable ReLUs.
+
+    Attributes:
+        iterations: steps of Adam on the slopes.
+        lr: its step size.
+        decay: factor on ``lr`` after each step.
+        fix_intermediate: keep CROWN's bounds on the hidden layers, which is about ten times faster than to
+            optimise those.
+    """
+
+    method: ClassVar = "alpha_crown"
+    batch_sizes: ClassVar = (4, 64)
+    iterations: int = Field(default=20, ge=1)
+    lr: float = Field(default=0.5, gt=0)
+    decay: float = Field(default=0.98, gt=0, le=1)
+    fix_intermediate: bool = True
+
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"tolerance"})

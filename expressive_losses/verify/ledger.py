@@ -1,0 +1,236 @@
+"""The ledger: one JSON line an image, written at once, so that nothing is lost when a run dies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from expressive_losses.errors import UserError
+from expressive_losses.verify.base import Status
+from expressive_losses.verify.cascade import Outcome
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: no lock there
+    fcntl = None
+
+FORMAT = "expressive-losses-ledger-1"
+FILE_NAME = "ledger.jsonl"
+WITNESSES = "witnesses"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image.
+
+    Attributes:
+        index: in the data set.
+        label, prediction: classes; the prediction is of the clean image.
+        status: one of :class:`Status`.
+        decided_by: name of the stage, ``None`` where unknown.
+        margin: worst lower bound on f_y - f_j over the box, ``None`` where no bound was computed.
+        seconds: the image's share of the time of its batches.
+        witness: file of the counterexample, relative to the ledger's folder, or ``None``.
+    """
+
+    index: int
+    label: int
+    prediction: int | None
+    status: Status
+    decided_by: str | None
+    margin: float | None
+    seconds: float
+    witness: str | None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Row:
+        """Return the row of an outcome."""
+        witness = None if outcome.witness is None else f"{WITNESSES}/{outcome.index:06d}.npy"
+        return cls(
+            index=outcome.index,
+            label=outcome.label,
+            prediction=outcome.prediction,
+            status=outcome.status,
+            decided_by=outcome.decided_by,
+            margin=outcome.margin if math.isfinite(outcome.margin) else None,
+            seconds=round(outcome.seconds, 6),
+            witness=witness,
+        )
+
+    @classmethod
+    def parse(cls, line: bytes) -> Row:
+        """Read a line.
+
+        Raises:
+            ValueError: when it is not a row.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            raise ValueError("it does not have the keys of a row")
+        if type(values["index"]) is not int or values["index"] < 0:
+            raise ValueError(f"index {values['index']!r}")
+        return cls(**{**values, "status": Status(values["status"])})
+
+
+class Ledger:
+    """The open ledger of a folder; a context manager, for one process at a time.
+
+    Args:
+        folder: made if it is not there.
+        head: what was asked, as :func:`expressive_losses.verify.run.head_of` makes it.
+        resume: go on with a ledger that is there.
+
+    Attributes:
+        rows: by index, those read and those appended.
+
+    Raises:
+        UserError: a ledger is there but ``resume`` is not set, it answers another question, it is corrupt, or
+            another process writes it.
+    """
+
+    def __init__(self, folder: Path, head: Mapping[str, Any], resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / FILE_NAME
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")
+        try:
+            self._lock()
+            self.rows = self._restore(_plain(head), resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.sync()
+        self._file.close()
+
+    def append(self, outcome: Outcome) -> Row:
+        """Write an outcome: first its counterexample, then its row, flushed."""
+        row = Row.of(outcome)
+        if row.index in self.rows:
+            raise UserError(f"{self.path}: image {row.index} is there already")
+        if row.witness is not None:
+            self._save(self.folder / row.witness, outcome.witness)
+        self._write(asdict(row))
+        self.rows[row.index] = row
+        return row
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            problem = f"{self.path} is being written by another process"
+            raise UserError(f"{problem}; wait for it, or choose another --out") from None
+
+    def _restore(self, head: dict[str, Any], resume: bool) -> dict[int, Row]:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:  # nothing yet, or a run that died while it wrote the first line
+            self._file.truncate(0)
+            self._write(head)
+            return {}
+        if not resume:
+            raise UserError(f"{self.path} is there already: --resume, or choose another --out")
+        known, rows, good = _parse(self.path, whole)
+        _refuse_other(self.path, known, head)
+        if good < len(content):
+            self._file.truncate(good)
+        return rows
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def _save(self, path: Path, witness: Tensor) -> None:
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, witness.numpy())
+
+
+def read_ledger(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
+    """Return the head and the rows, by index, of a folder's ledger, without a change to it.
+
+    A torn last line, left by a run that died, is ignored.
+
+    Raises:
+        UserError: there is none, or it is corrupt.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a folder that verify.py wrote") from None
+    head, rows, _ = _parse(path, content[: content.rfind(b"\n") + 1])
+    return head, rows
+
+
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[int, Row], int]:
+    """Return head, rows, and how many bytes are good: a last line that is no row is dropped."""
+    lines = content.splitlines(keepends=True)
+    head = _parse_head(path, lines[0] if lines else b"")
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            row = Row.parse(line)
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                return head, rows, len(content) - len(line)
+            raise UserError(f"{path}, line {number}: not a row of a ledger: {error}") from None
+        if row.index in rows:
+            raise UserError(f"{path}, line {number}: image {row.index} has a second row")
+        rows[row.index] = row
+    return head, rows, len(content)
+
+
+def _parse_head(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        head = json.loads(line)
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise UserError(f"{path}: the first line is not the head of a ledger of format {FORMAT}")
+    return head
+
+
+def _plain(head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the head as it comes back from JSON, with its format."""
+    return json.loads(json.dumps({"format": FORMAT, **head}, allow_nan=False))
+
+
+def _refuse_other(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    there, here = dict(_flat(known)), dict(_flat(asked))
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if differing:
+        each = [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]
+        what = "; ".join(each[:3])
+        raise UserError(
+            f"{path} answers another question: {what}. Repeat its settings, or choose another --out"
+        )
+
+
+def _flat(value: Any, prefix: str = ""):
+    """Yield ("stages.1.steps", 40) and so on for the leaves of nested mappings and lists."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
