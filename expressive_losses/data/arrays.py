@@ -48,15 +48,18 @@ class Tensors(Dataset):
 
 @DATASETS.register("imagenet64")
 class ImageNet64(Dataset):
-    """Downsampled ImageNet: 1281167 training and 50000 validation colour images of 64x64 pixels in 1000 classes.
+    """Downsampled ImageNet: 1281167 and 50000 colour images of 64x64 pixels in 1000 classes.
 
-    From the npz files of image-net.org ("Downsampled image data, npz format"); the pickled variant is not read, because a
-    pickle can run code. "test" is the validation set, as in the papers. 15.7 GB of memory for the training images.
+    From the npz files of image-net.org ("Downsampled image data, npz format"); the pickled variant is not
+    read, because a pickle can run code. "test" is the validation set, as in the papers. The training images
+    take 15.7 GB of memory.
     """
 
     shape = (3, 64, 64)
     classes = 1000
-    source = "put train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz into <data root>/imagenet64"
+    source = (
+        "put train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz into <data root>/imagenet64"
+    )
 
     mean: tuple[float, ...] = (0.4815, 0.4578, 0.4082)
     std: tuple[float, ...] = (0.2153, 0.2111, 0.2121)
@@ -72,12 +75,16 @@ class ImageNet64(Dataset):
             if not path.is_file():
                 raise self.missing(path, "; the pickled files will not do, take the npz ones")
         labels = np.concatenate([read_npz(path, ("labels",))[0] for path in paths]).astype(np.int64) - 1
-        images = np.empty((len(labels), *self.shape), dtype=np.uint8)  # filled in place: never two copies of it all
+        images = np.empty(
+            (len(labels), *self.shape), dtype=np.uint8
+        )  # filled in place: never two copies of it all
         start = 0
         for path in paths:
             (data,) = read_npz(path, ("data",))
             if data.dtype != np.uint8 or data.shape[1:] != (images[0].size,):
-                raise UserError(f"{path}: expected uint8 rows of {images[0].size} pixels, got {data.dtype} {data.shape}")
+                raise UserError(
+                    f"{path}: expected uint8 rows of {images[0].size} pixels, got {data.dtype} {data.shape}"
+                )
             images[start : start + len(data)] = data.reshape(-1, *self.shape)
             start += len(data)
         return ImageData.checked(images, labels, self.classes, source=f"data set '{self.name}' ({split})")
@@ -93,7 +100,18 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             absent = [key for key in keys if key not in archive.files]
             if absent:
-                raise UserError(f"{path}: array '{absent[0]}' is missing; it holds {', '.join(archive.files) or 'nothing'}")
+                raise UserError(
+                    f"{path}: array '{absent[0]}' is missing; "
+                    f"it holds {', '.join(archive.files) or 'nothing'}"
+                )
             return [archive[key] for key in keys]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise UserError(f"{path}: cannot be read as an .npz file of numbers ({error})") from None

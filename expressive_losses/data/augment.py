@@ -29,8 +29,12 @@ class Augmentation:
         return self.flip or self.crop_padding > 0
 
 
-def augmented(images: Tensor, indices: Tensor, how: Augmentation, generator: torch.Generator | None) -> Tensor:
-    """Return the images at ``indices``, each flipped and cropped at random; no loop over images, no host synchronisation.
+def augmented(
+    images: Tensor, indices: Tensor, how: Augmentation, generator: torch.Generator | None
+) -> Tensor:
+    """Return the images at ``indices``, each flipped and cropped at random.
+
+    No loop over images and no host synchronisation.
 
     Args:
         images: all of them, (N, C, H, W), any dtype.
@@ -41,7 +45,7 @@ def augmented(images: Tensor, indices: Tensor, how: Augmentation, generator: tor
     Returns:
         (B, C, H, W), same dtype: pixel values are moved, never mixed.
     """
-    batch, (height, width), pad = len(indices), images.shape[2:], how.crop_padding
+    batch, pad = len(indices), how.crop_padding
     shift = _draw(2 * pad + 1, (2, batch), images.device, generator) - pad
     mirror = _draw(2, (batch,), images.device, generator).bool() if how.flip else None
     return shifted(images, indices, shift[0], shift[1], mirror, how.crop_mode)
@@ -52,7 +56,8 @@ def shifted(
 ) -> Tensor:
     """Return windows of the padded images at given offsets, mirrored where asked for.
 
-    Output pixel (i, j) of sample b is pixel (i + down[b], j' + right[b]) of its image, with j' = W-1-j where mirrored, else j.
+    Output pixel (i, j) of sample b is pixel (i + down[b], j' + right[b]) of its image, with j' = W-1-j where
+    mirrored, else j.
 
     Args:
         images: (N, C, H, W).
@@ -69,7 +74,10 @@ def shifted(
     inside_rows, inside_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     channels = torch.arange(images.shape[1], device=images.device)
     out = images[
-        indices[:, None, None, None], channels[None, :, None, None], inside_rows[:, None, :, None], inside_columns[:, None, None]
+        indices[:, None, None, None],
+        channels[None, :, None, None],
+        inside_rows[:, None, :, None],
+        inside_columns[:, None, None],
     ]
     if crop_mode == "edge":
         return out  # a coordinate clamped to the image is the edge padding
@@ -77,5 +85,7 @@ def shifted(
     return out * inside
 
 
-def _draw(below: int, size: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+def _draw(
+    below: int, size: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
     return torch.randint(below, size, generator=generator, device=device)

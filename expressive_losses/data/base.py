@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,7 @@ class ImageData:
         images: (N, C, H, W) uint8.
         labels: (N,) int64 in [0, classes).
         classes: number of classes K.
-        scale: what a pixel of value 1.0 is stored as: images / scale is in [0, 1]. 255, but 16 for the digits.
+        scale: what a pixel of 1.0 is stored as: images / scale is in [0, 1]. 255, but 16 for the digits.
     """
 
     images: Tensor
@@ -36,7 +37,9 @@ class ImageData:
     scale: float = 255.0
 
     @classmethod
-    def checked(cls, images: Any, labels: Any, classes: int, scale: float = 255.0, source: str = "data") -> ImageData:
+    def checked(
+        cls, images: Any, labels: Any, classes: int, scale: float = 255.0, source: str = "data"
+    ) -> ImageData:
         """Return the data as tensors, or say what is wrong with them.
 
         Args:
@@ -47,7 +50,8 @@ class ImageData:
             source: what to call the data in messages.
 
         Raises:
-            UserError: wrong dtype, dimension or length, a label out of range, a pixel above ``scale``, or no image at all.
+            UserError: wrong dtype, dimension or length, a label out of range, a pixel above ``scale``, or no
+                image at all.
         """
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         if images.dtype != torch.uint8:
@@ -55,7 +59,9 @@ class ImageData:
         if images.dim() != 4:
             raise UserError(f"{source}: images must have shape (N, C, H, W), got {tuple(images.shape)}")
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise UserError(f"{source}: labels must be N integers, got {_dtype(labels)} of shape {tuple(labels.shape)}")
+            raise UserError(
+                f"{source}: labels must be N integers, got {_dtype(labels)} of shape {tuple(labels.shape)}"
+            )
         if len(images) != len(labels):
             raise UserError(f"{source}: {len(images)} images but {len(labels)} labels")
         if not images.numel():
@@ -96,11 +102,13 @@ class Dataset(Plugin):
         shape: (C, H, W), or None where only the files tell.
         classes: K, or None where only the files tell.
         source: one line: which files belong where under the data root.
+        defaults: what a config of this data set contains unless it says otherwise (model, eps, ...).
     """
 
     shape: ClassVar[tuple[int, int, int] | None] = None
     classes: ClassVar[int | None] = None
     source: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)

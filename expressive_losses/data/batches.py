@@ -16,7 +16,8 @@ from expressive_losses.errors import UserError
 class Batches:
     """A data set on a device as uint8, and batches of it as float32 in [0, 1].
 
-    Nothing here has a state: the order is a function of (seed, epoch), and augmentation draws from the generator it is given.
+    Nothing here has a state: the order is a function of (seed, epoch), and augmentation draws from the
+    generator it is given.
 
     Args:
         data: the images.
@@ -35,20 +36,22 @@ class Batches:
         return len(self.data)
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
-        """Return the permutation of this epoch, (N,) int64 on the device; a pure function of (seed, epoch), the same on any device.
+        """Return the permutation of this epoch, (N,) int64 on the device.
+
+        It is a pure function of (seed, epoch), the same on any device.
 
         Args:
             seed, epoch: non-negative.
         """
         mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))  # manual_seed takes signed 64 bits
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))  # a seed has 63 bits and a sign
         return torch.randperm(len(self), generator=generator).to(self.device)
 
     def steps_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
         """Return the number of batches in an epoch.
 
-        The last, incomplete batch is used, as in the published code, unless it holds a single image: BatchNorm has no variance
-        over one image, so that batch is dropped (another image each epoch).
+        The last, incomplete batch is used, as in the published code, unless it holds a single image:
+        BatchNorm has no variance over one image, so that batch is dropped (another image each epoch).
 
         Args:
             batch_size: images a batch.
@@ -61,11 +64,13 @@ class Batches:
         least = batch_size if drop_last else min(2, batch_size)
         steps = full + (rest >= least)
         if steps == 0:
-            raise UserError(f"{len(self)} training images do not fill one batch of {batch_size}; lower the batch size")
+            raise UserError(
+                f"{len(self)} training images do not fill one batch of {batch_size}; lower the batch size"
+            )
         return steps
 
     def order_of_step(self, order: Tensor, step: int, batch_size: int) -> Tensor:
-        """Return the indices of the batch at ``step`` of an epoch (0 is the first), at most ``batch_size`` of them."""
+        """Return the indices of batch ``step`` (from 0) of an epoch, at most ``batch_size`` of them."""
         return order[step * batch_size : (step + 1) * batch_size]
 
     def batch(
@@ -86,7 +91,7 @@ class Batches:
         return images.to(torch.float32) / self.data.scale, self.data.labels[indices]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in order, without augmentation: for evaluation and for population statistics."""
+        """Yield every image once, in order, not augmented: for evaluation and population statistics."""
         for start in range(0, len(self), batch_size):
             indices = torch.arange(start, min(start + batch_size, len(self)), device=self.device)
             yield self.batch(indices, augment=False)

@@ -31,7 +31,9 @@ class Digits(Dataset):
         try:
             from sklearn.datasets import load_digits
         except ImportError:
-            raise UserError(f"data set '{self.name}': scikit-learn is not installed; pip install scikit-learn") from None
+            raise UserError(
+                f"data set '{self.name}': scikit-learn is not installed; pip install scikit-learn"
+            ) from None
         digits = load_digits()
         images = digits.images.astype(np.uint8)[:, None]
         whole = ImageData.checked(images, digits.target, self.classes, scale=16.0, source=self.name)

@@ -12,7 +12,9 @@ from expressive_losses.errors import UserError
 DOWNLOAD_HINT = ", or add --set data.download=true to fetch it"
 
 
-def torchvision_dataset(dataset: Dataset, class_name: str, root: Path, download: bool, **arguments: Any) -> Any:
+def torchvision_dataset(
+    dataset: Dataset, class_name: str, root: Path, download: bool, **arguments: Any
+) -> Any:
     """Build ``torchvision.datasets.<class_name>``, with its failures as one-line errors.
 
     Args:
@@ -33,7 +35,9 @@ def torchvision_dataset(dataset: Dataset, class_name: str, root: Path, download:
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         if download:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"data set '{dataset.name}': fetching it failed ({reason}); {dataset.source}") from error
+            raise UserError(
+                f"data set '{dataset.name}': fetching it failed ({reason}); {dataset.source}"
+            ) from error
         raise UserError(
             f"data set '{dataset.name}': not found or damaged under {root}; {dataset.source}{DOWNLOAD_HINT}"
         ) from error

@@ -16,8 +16,8 @@ _UINT8 = 0x08
 def read_idx(path: Path) -> np.ndarray:
     """Return the array of unsigned bytes in an IDX file.
 
-    The format: two zero bytes, the element type, the number of dimensions, each dimension as a big-endian 32-bit integer, then
-    the elements, last dimension fastest.
+    The format: two zero bytes, the element type, the number of dimensions, each dimension as a big-endian
+    32-bit integer, then the elements, last dimension fastest.
 
     Args:
         path: the file; ``.gz`` is decompressed in memory.
@@ -38,7 +38,9 @@ def read_idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(np.int64)
     if len(content) - start != shape.prod():
         raise _damaged(path, f"it holds {len(content) - start} bytes of data, its header says {shape.prod()}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # a copy is writable, as torch wants it
+    return (
+        np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    )  # a copy is writable, as torch wants it
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -17,10 +17,10 @@ _FILES = {
 
 
 class MnistFormat(Dataset):
-    """Base: 60000 and 10000 grey images of 28x28 pixels in four IDX files, gzipped or not, in ``<folder>/raw`` or ``<folder>``.
+    """Base: 60000 and 10000 grey images of 28x28 pixels in four IDX files, gzipped or not.
 
-    The files are read as they are: nothing is unpacked, so a read-only folder will do. No normalisation and no augmentation, as
-    in the papers.
+    They are looked for in ``<folder>/raw``, then in ``<folder>``, and read as they are: nothing is unpacked,
+    so a read-only folder will do. No normalisation and no augmentation, as in the papers.
 
     Args:
         download: fetch missing files with torchvision.
@@ -38,7 +38,9 @@ class MnistFormat(Dataset):
         if self.download and not all(self._find(root, name) for name in names):
             torchvision_dataset(self, self.folder, root, train=split == "train", download=True)
         images, labels = (read_idx(self._existing(root, name)) for name in names)
-        return ImageData.checked(images[:, None], labels, self.classes, source=f"data set '{self.name}' ({split})")
+        return ImageData.checked(
+            images[:, None], labels, self.classes, source=f"data set '{self.name}' ({split})"
+        )
 
     def _find(self, root: Path, name: str) -> Path | None:
         folders = (root / self.folder / "raw", root / self.folder)

@@ -12,8 +12,8 @@ from expressive_losses.errors import UserError
 def split_validation(data: ImageData, held_out: float | int, seed: int = 0) -> tuple[ImageData, ImageData]:
     """Split data in two, each with the classes in the proportions of the whole; the test set plays no part.
 
-    Which images of a class are held out is a permutation by ``numpy.random.RandomState(seed)``, whose stream is guaranteed
-    never to change. Both parts keep the order of the data.
+    Which images of a class are held out is a permutation by ``numpy.random.RandomState(seed)``, whose stream
+    is guaranteed never to change. Both parts keep the order of the data.
 
     Args:
         data: the training images.
@@ -29,7 +29,8 @@ def split_validation(data: ImageData, held_out: float | int, seed: int = 0) -> t
     count = held_out if isinstance(held_out, int) else round(held_out * len(data))
     if not 0 < count < len(data):
         raise UserError(
-            f"validation split: expected a fraction in (0, 1) or a number of images below {len(data)}, got {held_out}"
+            "validation split: expected a fraction in (0, 1) or a number of images below "
+            f"{len(data)}, got {held_out}"
         )
     labels = data.labels.cpu().numpy()
     random = np.random.RandomState(seed)
@@ -41,7 +42,7 @@ def split_validation(data: ImageData, held_out: float | int, seed: int = 0) -> t
 
 
 def _shares(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Return how many of each class to take: proportional, rounded by largest remainder (the lower class first in a tie)."""
+    """Return how many of each class to take: proportional, by largest remainder (ties: lower class)."""
     exact = sizes * (count / sizes.sum())
     shares = np.floor(exact).astype(int)
     remainder = np.argsort(shares - exact, kind="stable")

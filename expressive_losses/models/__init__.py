@@ -1,5 +1,5 @@
 """Networks by name: one family a file; every file here is found by the registry."""
 
-from expressive_losses.models.base import Factory, Model, check_output, model_from
+from expressive_losses.models.base import Factory, Model, check_output
 
-__all__ = ["Factory", "Model", "check_output", "model_from"]
+__all__ = ["Factory", "Model", "check_output"]

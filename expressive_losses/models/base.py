@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import nn
 
 from expressive_losses.errors import UserError
-from expressive_losses.registry import MODELS, Plugin, import_object
+from expressive_losses.registry import MODELS, Plugin, explain, import_object
 
 Shape = tuple[int, int, int]
 
@@ -20,9 +19,10 @@ class Model(Plugin):
     """Base of the networks: the fields are the sizes, ``build`` makes a freshly initialised module."""
 
     def build(self, shape: Shape, classes: int) -> nn.Module:
-        """Return a module that maps normalised images (B, *shape) to logits (B, classes) and ends in a ``nn.Linear``.
+        """Return a module that maps normalised images (B, *shape) to logits (B, classes).
 
-        The last layer is linear because bounds merge it into the specification. No dropout.
+        It ends in a ``nn.Linear``, because bounds merge the last layer into the specification, and has no
+        dropout.
 
         Args:
             shape: (channels, height, width) of one image.
@@ -36,9 +36,10 @@ class Model(Plugin):
 
 @MODELS.register("factory")
 class Factory(Model):
-    """A network of your own: ``--model package.module:factory``, a function or class that returns an nn.Module.
+    """A network of your own, ``--model package.module:factory``: what the factory returns is trained.
 
-    ``shape`` and ``classes`` are passed to it when it has parameters of these names. The module gets normalised images.
+    The factory is a function or class that returns an nn.Module (or a :class:`Model`). ``shape`` and
+    ``classes`` are passed to it when it has parameters of these names. The module gets normalised images.
 
     Args:
         path: import path ``package.module:factory``.
@@ -56,34 +57,30 @@ class Factory(Model):
         """
         factory = import_object(self.path, "model")
         if not callable(factory):
-            raise UserError(f"model '{self.path}': expected a function or class that returns an nn.Module, got {factory!r}")
-        arguments = {**_accepted(factory, {"shape": tuple(shape), "classes": classes}), **self.kwargs}
-        try:
-            inspect.signature(factory).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"model '{self.path}': {error}; called with the keywords {sorted(arguments)}") from None
-        module = factory(**arguments)
+            raise UserError(
+                f"model '{self.path}': expected a function or class that returns an nn.Module, "
+                f"got {factory!r}"
+            )
+        product = self._call(factory, shape, classes)
+        module = product.build(shape, classes) if isinstance(product, Model) else product
         if not isinstance(module, nn.Module):
-            raise UserError(f"model '{self.path}': must return a torch.nn.Module, got {type(module).__name__}")
+            raise UserError(
+                f"model '{self.path}': must return a torch.nn.Module, got {type(module).__name__}"
+            )
         check_output(module, shape, classes, self.path)
         return module
 
-
-def model_from(spec: str | Mapping[str, Any] | Model) -> Model:
-    """Return the model that a configuration names.
-
-    Args:
-        spec: a registered name, ``package.module:factory``, a mapping ``{name: ..., field: value}`` (the fields of an import
-            path are the factory's keyword arguments), or a model already built.
-
-    Raises:
-        UserError: unknown name, field or import path.
-    """
-    name = spec.get("name") if isinstance(spec, Mapping) else spec
-    if not isinstance(name, str) or ":" not in name or _is_plugin(name):
-        return MODELS.build(spec)
-    kwargs = {key: value for key, value in spec.items() if key != "name"} if isinstance(spec, Mapping) else {}
-    return Factory(path=name, kwargs=kwargs)
+    def _call(self, factory: Any, shape: Shape, classes: int) -> Any:
+        arguments = {**_accepted(factory, {"shape": tuple(shape), "classes": classes}), **self.kwargs}
+        try:
+            inspect.signature(factory).bind(**arguments)
+        except (TypeError, ValueError) as error:
+            names = ", ".join(sorted(arguments)) or "no arguments"
+            raise UserError(f"model '{self.path}': {error}; called with {names}") from None
+        try:
+            return factory(**arguments)
+        except ValidationError as error:
+            raise UserError(f"model '{self.path}': {explain(error, factory)}") from None
 
 
 def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "model") -> None:
@@ -96,18 +93,24 @@ def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "mod
         name: what to call the network in the message.
 
     Raises:
-        UserError: dropout inside, the image shape is not accepted, or the output is not a finite (2, classes) tensor.
+        UserError: dropout inside, the image shape is not accepted, or the output is not a finite (2, classes)
+            tensor.
     """
-    dropouts = [key for key, layer in module.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
+    dropouts = [
+        key for key, layer in module.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)
+    ]
     if dropouts:
-        raise UserError(f"model '{name}': layer '{dropouts[0]}' is dropout, which has no bounds; remove it or use nn.Identity")
+        raise UserError(
+            f"model '{name}': layer '{dropouts[0]}' is dropout, which cannot be bounded; "
+            "remove it or put nn.Identity() there"
+        )
     logits = _logits_of_two_images(module, shape, name)
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"model '{name}': must return one tensor of logits, got {type(logits).__name__}")
     if tuple(logits.shape) != (2, classes):
         raise UserError(
-            f"model '{name}': a batch of 2 images must give logits of shape (2, {classes}), got {tuple(logits.shape)}; "
-            f"make its last layer nn.Linear(..., {classes})"
+            f"model '{name}': a batch of 2 images must give logits of shape (2, {classes}), "
+            f"got {tuple(logits.shape)}; make its last layer nn.Linear(..., {classes})"
         )
     if not torch.isfinite(logits).all():
         raise UserError(f"model '{name}': logits of a grey image are not finite; check its initialisation")
@@ -122,7 +125,9 @@ def _logits_of_two_images(module: nn.Module, shape: Shape, name: str) -> Any:
             return module(torch.full((2, *shape), 0.5, device=like.device, dtype=like.dtype))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}") from error
+        raise UserError(
+            f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}"
+        ) from error
     finally:
         for layer, training in modes.items():
             layer.training = training
@@ -135,8 +140,3 @@ def _accepted(factory: Any, offered: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError):
         return {}
     return {key: value for key, value in offered.items() if key in parameters}
-
-
-def _is_plugin(path: str) -> bool:
-    found = import_object(path, "model")
-    return isinstance(found, type) and issubclass(found, Plugin)

@@ -12,7 +12,7 @@ from expressive_losses.registry import MODELS
 
 @MODELS.register("cnn7")
 class Cnn7(Model):
-    """CNN7: five 3x3 convolutions and two linear layers, with BatchNorm; the network of the published figures.
+    """CNN7: five 3x3 convolutions, two linear layers, BatchNorm; the network of the published figures.
 
     Channels w, w, 2w (stride 2), 2w, 2w; for 64x64 images the fifth convolution has stride 2 too.
     The narrow and wide forms of the literature are ``width`` 32 and 128.
@@ -37,7 +37,9 @@ class Cnn7(Model):
 
 @MODELS.register("cnn5")
 class Cnn5(Model):
-    """CNN5: CNN7 with its second and last convolutions left out, half the cost; three convolutions, two linear layers.
+    """CNN5: CNN7 without its second and last convolution: three convolutions, two linear layers, BatchNorm.
+
+    Not a network of the papers: this package's own middle size.
 
     Args:
         width: w; the channels are w, 2w (stride 2), 2w.
@@ -51,13 +53,18 @@ class Cnn5(Model):
         """Return the network; see :meth:`Model.build`."""
         w = self.width
         return convnet(
-            self.name, shape, classes, [Conv(w), Conv(2 * w, stride=2), Conv(2 * w)], [self.hidden], batch_norm=True
+            self.name,
+            shape,
+            classes,
+            [Conv(w), Conv(2 * w, stride=2), Conv(2 * w)],
+            [self.hidden],
+            batch_norm=True,
         )
 
 
 @MODELS.register("cnn_small")
 class CnnSmall(Model):
-    """Two 4x4 stride-2 convolutions and two linear layers, with BatchNorm: trains on MNIST on a CPU.
+    """Two 4x4 stride-2 convolutions, two linear layers, BatchNorm: trains on MNIST on a CPU.
 
     Args:
         width: channels of the first convolution; the second has twice as many.
@@ -75,7 +82,7 @@ class CnnSmall(Model):
 
 @MODELS.register("cnn_tiny")
 class CnnTiny(Model):
-    """Two 3x3 convolutions (the second of stride 2) and two linear layers, with BatchNorm: for 8x8 images such as digits.
+    """Two 3x3 convolutions (the second of stride 2), two linear layers, BatchNorm: for 8x8 images.
 
     Args:
         width: channels of the first convolution; the second has twice as many.

@@ -39,9 +39,11 @@ class CrownIbpNet(Model):
     """Base of models A to T: one row of the table, ReLU, no BatchNorm.
 
     The table gives no padding: 1 here, and 0 where the stride is 4, as in the authors' code.
-    NOTE: the table prints a 5x5 or 3x3 kernel of stride 4 in E, F, Q and R; the authors' code has 4x4 there. The print is kept.
+    NOTE: the table prints a 5x5 or 3x3 kernel of stride 4 in E, F, Q and R; the authors' code has 4x4 there.
+    The print is kept.
 
-    Source: Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", table B.
+    Source: Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", table
+        B; the padding from model_defs.py of the authors' repository.
     """
 
     letter: ClassVar[str]

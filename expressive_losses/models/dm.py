@@ -14,8 +14,8 @@ from expressive_losses.registry import MODELS
 class DeepMindNet(Model):
     """Base of the three: their convolutions and hidden widths.
 
-    The table gives no padding. The counts under it (8.3K hidden units and 471K parameters, 47K and 1.2M, 230K and 17M on
-    CIFAR-10) come out with no padding in small and medium, and with padding 1 in large.
+    The table gives no padding. The counts under it (on CIFAR-10: 8.3K hidden units and 471K parameters, 47K
+    and 1.2M, 230K and 17M) come out with no padding in small and medium, and with padding 1 in large.
 
     Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation", table 1.
     """
@@ -30,7 +30,7 @@ class DeepMindNet(Model):
 
 @MODELS.register("dm_small")
 class DmSmall(DeepMindNet):
-    """DM-small: two convolutions, 16 and 32 filters of 4x4, and one hidden layer of 100 units; no BatchNorm."""
+    """DM-small: two 4x4 convolutions (16, 32 filters) and a hidden layer of 100 units; no BatchNorm."""
 
     convs = (Conv(16, 4, 2, 0), Conv(32, 4, 1, 0))
     hidden = (100,)
@@ -38,7 +38,7 @@ class DmSmall(DeepMindNet):
 
 @MODELS.register("dm_medium")
 class DmMedium(DeepMindNet):
-    """DM-medium: four convolutions of 32, 32, 64, 64 filters and two hidden layers of 512 units; no BatchNorm."""
+    """DM-medium: four convolutions (32, 32, 64, 64 filters), two hidden layers of 512 units; no BatchNorm."""
 
     convs = (Conv(32, 3, 1, 0), Conv(32, 4, 2, 0), Conv(64, 3, 1, 0), Conv(64, 4, 2, 0))
     hidden = (512, 512)
@@ -46,9 +46,10 @@ class DmMedium(DeepMindNet):
 
 @MODELS.register("dm_large")
 class DmLarge(DeepMindNet):
-    """DM-large: CNN7's convolutions (64, 64, 128 stride 2, 128, 128) and a hidden layer of 512 units; no BatchNorm.
+    """DM-large: the layers of CNN7 (64, 64, 128, 128, 128 filters, 512 units) without BatchNorm.
 
-    NOTE: the original pads the strided layer on the far side only (TensorFlow's SAME); here on both, as ports to PyTorch do.
+    NOTE: the original pads the strided layer on the far side only (TensorFlow's SAME); here on both, as ports
+    to PyTorch do.
     """
 
     convs = (Conv(64), Conv(64), Conv(128, stride=2), Conv(128), Conv(128))

@@ -12,7 +12,9 @@ from expressive_losses.registry import MODELS
 
 
 class BasicBlock(nn.Module):
-    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)), 3x3 convolutions; the shortcut is BN(1x1 conv) where the shape changes.
+    """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)), with 3x3 convolutions.
+
+    The shortcut is the identity, or BN(1x1 convolution) where the shape changes.
 
     Args:
         inputs, outputs: channels.
@@ -28,7 +30,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,10 +71,10 @@ class WideBlock(nn.Module):
 
 @MODELS.register("resnet")
 class ResNet(Model):
-    """Small residual network: a convolution, stages of basic blocks (conv, BN, ReLU, add), a hidden layer with BN, a linear one.
+    """Small residual network: a convolution, stages of basic blocks (conv, BN, ReLU, add), two linear layers.
 
-    Stage i has width * 2^i channels; every stage but the first halves the image. It ends in a hidden linear layer instead of
-    average pooling, as CNN7 does: certified training needs those weights more than translation invariance.
+    Stage i has width * 2^i channels; every stage but the first halves the image. It ends as CNN7 does, in a
+    hidden linear layer with BatchNorm, not in average pooling.
 
     Args:
         width: channels of the first stage.
@@ -93,19 +97,27 @@ class ResNet(Model):
                 layers.append(BasicBlock(inputs, outputs, stride=2 if stage and not block else 1))
                 inputs = outputs
         height, width = _side(self.name, shape, len(self.blocks))
-        layers += [nn.Flatten(), nn.Linear(inputs * height * width, self.hidden), nn.BatchNorm1d(self.hidden), nn.ReLU()]
+        layers += [
+            nn.Flatten(),
+            nn.Linear(inputs * height * width, self.hidden),
+            nn.BatchNorm1d(self.hidden),
+            nn.ReLU(),
+        ]
         return nn.Sequential(*layers, nn.Linear(self.hidden, classes))
 
 
 @MODELS.register("wide_resnet")
 class WideResNet(Model):
-    """WideResNet-d-k: pre-activation blocks in three stages of 16k, 32k, 64k channels, average pooling, one linear layer.
+    """WideResNet-d-k: pre-activation blocks in three stages, average pooling, one linear layer.
+
+    The stages have 16k, 32k and 64k channels; the second and the third halve the image.
 
     Args:
         depth: d = 6n + 4, with n blocks a stage.
         widen: k.
 
-    Source: Zagoruyko and Komodakis; WideResNet-10-10 (8M parameters) is the ImageNet network of Gowal et al., table 2.
+    Source: Zagoruyko and Komodakis; WideResNet-10-10 (8M parameters) is the ImageNet network of Gowal et al.,
+        table 2.
     """
 
     depth: PositiveInt = 10
@@ -128,7 +140,9 @@ class WideResNet(Model):
                 layers.append(WideBlock(inputs, outputs, stride=2 if stage and not block else 1))
                 inputs = outputs
         pool = nn.AvgPool2d(_side(self.name, shape, stages=3))
-        return nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), pool, nn.Flatten(), nn.Linear(inputs, classes))
+        return nn.Sequential(
+            *layers, nn.BatchNorm2d(inputs), nn.ReLU(), pool, nn.Flatten(), nn.Linear(inputs, classes)
+        )
 
 
 def _side(name: str, shape: Shape, stages: int) -> tuple[int, int]:
@@ -136,6 +150,8 @@ def _side(name: str, shape: Shape, stages: int) -> tuple[int, int]:
     height, width = shape[1:]
     for _ in range(stages - 1):
         if min(height, width) < 2:
-            raise UserError(f"model '{name}': images of shape {tuple(shape)} are too small for {stages} stages")
+            raise UserError(
+                f"model '{name}': images of shape {tuple(shape)} are too small for {stages} stages"
+            )
         height, width = (conv_size(name, shape, size, Conv(1, 3, 2, 1)) for size in (height, width))
     return height, width
