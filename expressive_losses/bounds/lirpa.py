@@ -41,6 +41,7 @@ class Graph:
         self._relus = [node for node in nodes if type(node).__name__ == "BoundRelu"]
         self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
+        self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
         self._set_modes(nodes)
         parameters = inspect.signature(self._bounded.compute_bounds).parameters
         self._fixed_keyword = "intermediate_layer_bounds" if "intermediate_layer_bounds" in parameters else "interm_bounds"
@@ -67,6 +68,7 @@ class Graph:
             fix_intermediate: alpha-CROWN: keep CROWN's bounds on the hidden layers (fast) or optimise those too (slow).
         """
         self._set_statistics(statistics)
+        self._keep_requires_grad()
         try:
             if method == "alpha_crown":
                 return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
@@ -124,11 +126,16 @@ class Graph:
             self._buffers[f"{name}.running_var"].buffer = variance
 
     def _set_modes(self, nodes) -> None:
-        """Parameters in train mode (eval would switch off requires_grad of the user's own), BatchNorm in eval mode."""
+        """Put BatchNorm in eval mode, everything else in train mode."""
         self._bounded.train()
         for node in nodes:
             if type(node).__name__ == "BoundBatchNormalization":
                 node.eval()
+
+    def _keep_requires_grad(self) -> None:
+        """auto_LiRPA sets requires_grad of every parameter to its node's training mode at each pass: make that a no-op."""
+        for node in self._parameters:
+            node.training = node.param.requires_grad
 
     def _trace(self, model: nn.Module, dummy: Tensor):
         """Return the BoundedModule of a copy of the model, then let it share the model's own parameters.

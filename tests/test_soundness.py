@@ -1,0 +1,206 @@
+"""No bound may exceed what a sampled point of the box reaches: every registered model, every bound method, both BN modes."""
+
+import pytest
+import torch
+
+from expressive_losses.bounds import BoundedNetwork, record_statistics, use_statistics
+from expressive_losses.errors import UserError
+from expressive_losses.models import Model
+from expressive_losses.registry import MODELS
+from expressive_losses.types import Box, margins_of
+
+CLASSES = 4
+#: name -> (fields, image shape): small enough to bound in a moment. A model without an entry takes 28x28 images and is too large
+#: for the fast run: the slow tests bound those by IBP.
+INSTANCES = {
+    "cnn7": ({"width": 4, "hidden": 8}, (1, 8, 8)),
+    "cnn5": ({"width": 4, "hidden": 8}, (1, 8, 8)),
+    "cnn_small": ({"width": 4, "hidden": 8}, (1, 8, 8)),
+    "cnn_tiny": ({"width": 4, "hidden": 8}, (1, 8, 8)),
+    "mlp": ({"hidden": [8, 8]}, (1, 4, 4)),
+    "dm_small": ({}, (1, 12, 12)),
+    "resnet": ({"width": 4}, (1, 8, 8)),
+}
+TRAINING_METHODS = ("ibp", "crown_ibp")
+METHODS = ("ibp", "crown_ibp", "crown", "alpha_crown")
+
+
+def randomized(network: BoundedNetwork, seed: int) -> BoundedNetwork:
+    """Give BatchNorm layers statistics and affine parameters that are not the trivial ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            layer.running_var.uniform_(0.3, 2, generator=generator)
+            with torch.no_grad():
+                layer.weight.uniform_(-1.5, 1.5, generator=generator)
+                layer.bias.uniform_(-0.5, 0.5, generator=generator)
+    return network.eval()
+
+
+def instance(name: str, seed: int = 0) -> BoundedNetwork:
+    fields, shape = INSTANCES[name]
+    torch.manual_seed(seed)
+    model: Model = MODELS.build({"name": name, **fields})
+    return randomized(BoundedNetwork(model.build(shape, CLASSES), shape, CLASSES, (0.3,), (0.4,)), seed)
+
+
+def sampled_minimum(network, box: Box, labels, samples: int = 64) -> torch.Tensor:
+    """The smallest margins over random points and random corners of the box."""
+    lowest = margins_of(network(box.center), labels)
+    generator = torch.Generator().manual_seed(1)
+    for index in range(samples):
+        x = box.sample(generator)
+        if index % 2:
+            x = torch.where(x > box.center, box.upper, box.lower)
+        lowest = torch.minimum(lowest, margins_of(network(x), labels))
+    return lowest
+
+
+def data(network, seed: int = 0, size: int = 3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, *network.shape, generator=generator), torch.randint(CLASSES, (size,), generator=generator)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", INSTANCES)
+def test_margins_are_lower_bounds(name, method, eps):
+    network = instance(name)
+    x, labels = data(network)
+    box = Box.around(x, eps)
+    bound = network.margins(box, labels, method)
+    lowest = sampled_minimum(network, box, labels)
+    slack = 1e-5 * (1 + lowest.abs())
+    assert (bound <= lowest + slack).all(), (bound - lowest).max()
+    if eps == 0:  # a point: the bound is exact
+        torch.testing.assert_close(bound, lowest, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if name not in INSTANCES and name != "factory"])
+def test_large_models_bound_soundly_by_ibp(name):
+    shape = (3, 32, 32) if name == "wide_resnet" else (1, 28, 28)
+    network = randomized(BoundedNetwork(MODELS.build(name).build(shape, CLASSES), shape, CLASSES), 0)
+    x, labels = data(network, size=2)
+    box = Box.around(x, 0.001)
+    bound, lowest = network.margins(box, labels), sampled_minimum(network, box, labels, samples=8)
+    assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", INSTANCES)
+def test_methods_are_ordered(name):
+    """CROWN's hidden bounds contain no less than alpha-CROWN's, and alpha-CROWN starts from CROWN."""
+    network = instance(name)
+    x, labels = data(network)
+    box = Box.around(x, 0.05)
+    crown, alpha = (network.margins(box, labels, m) for m in ("crown", "alpha_crown"))
+    assert (alpha >= crown - 1e-6).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", INSTANCES)
+def test_bounds_of_relu_inputs_hold(name):
+    network = instance(name)
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    seen: list[torch.Tensor] = []
+    relus = [m for m in network.modules() if isinstance(m, torch.nn.ReLU)]
+    hooks = [relu.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0])) for relu in relus]
+    boxes = network.bounds(box, labels, "ibp").relu_inputs
+    for _ in range(16):
+        seen.clear()
+        network(box.sample())
+        for bounds, value in zip(boxes, seen, strict=True):
+            assert bounds.contains(value, atol=1e-4).all()
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("method", TRAINING_METHODS)
+@pytest.mark.parametrize("name", INSTANCES)
+def test_bounds_with_batch_statistics_bound_the_network_with_those_statistics(name, method):
+    """The training-time bound is sound for the function it is about: the network frozen at the recorded statistics."""
+    network = instance(name).train()
+    x, labels = data(network, size=6)
+    with record_statistics(network) as statistics:
+        network(x)
+    box = Box.around(x, 0.05)
+    bound = network.margins(box, labels, method, statistics=statistics)
+    if statistics:
+        assert bound.requires_grad
+    with use_statistics(network, statistics), torch.no_grad():
+        lowest = sampled_minimum(network, box, labels, samples=32)
+    assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()
+    assert network.training
+
+
+@torch.no_grad()
+def test_one_neuron_by_hand():
+    """f = (relu(x), 0), label 0, x in [-1, 1] - 0.25: IBP's lower bound of relu(x) - 0 is 0; on [0.25, 0.5] it is 0.25."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 2))
+    for parameter, literal in zip(model.parameters(), ([[1.0]], [-0.25], [[1.0], [0.0]], [0.0, 0.0]), strict=True):
+        parameter.copy_(torch.tensor(literal))
+    network = BoundedNetwork(model, (1, 1, 1), 2).eval()
+    label = torch.tensor([0])
+    for low, high, expected in ((0.0, 1.0, 0.0), (0.5, 0.75, 0.25)):
+        box = Box(torch.full((1, 1, 1, 1), low), torch.full((1, 1, 1, 1), high))
+        assert network.margins(box, label, "ibp").item() == pytest.approx(expected)
+
+
+@torch.no_grad()
+def test_exhaustive_grid_in_two_dimensions():
+    """Every method is below the minimum over a dense grid, and alpha-CROWN is within reach of it."""
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(2, 6), torch.nn.ReLU(), torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+    )
+    network = BoundedNetwork(model, (1, 1, 2), 2).eval()
+    ticks = torch.linspace(0.1, 0.9, 201)
+    grid = torch.cartesian_prod(ticks, ticks).view(-1, 1, 1, 2)
+    labels = torch.zeros(1, dtype=torch.long)
+    box = Box(torch.full((1, 1, 1, 2), 0.1), torch.full((1, 1, 1, 2), 0.9))
+    true = margins_of(network(grid), labels.expand(len(grid))).min()
+    found = {method: network.margins(box, labels, method).item() for method in METHODS}
+    assert all(bound <= true + 1e-6 for bound in found.values()), found
+    assert found["ibp"] <= found["alpha_crown"]
+
+
+def test_normalisation_is_part_of_the_bound():
+    """Bounding a normalised network equals bounding the plain one on the normalised box by hand."""
+    plain = instance("mlp")
+    x, labels = data(plain)
+    box = Box.around(x, 0.1)
+    raw = BoundedNetwork(plain.model, plain.shape, CLASSES).eval()
+    by_hand = Box((box.lower - 0.3) / 0.4, (box.upper - 0.3) / 0.4)
+    torch.testing.assert_close(plain.margins(box, labels), raw.margins(by_hand, labels))
+
+
+def test_the_users_module_is_left_alone():
+    network = instance("cnn_tiny").train()
+    frozen = next(network.model.parameters())
+    frozen.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    versions = [p._version for p in network.parameters()]
+    x, labels = data(network)
+    for method in TRAINING_METHODS:
+        network.margins(Box.around(x, 0.1), labels, method)
+    assert not frozen.requires_grad
+    assert all(p.requires_grad for p in network.parameters() if p is not frozen)
+    assert network.training
+    assert versions == [p._version for p in network.parameters()]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_unknown_method_and_layer():
+    network = instance("mlp")
+    x, labels = data(network)
+    with pytest.raises(UserError, match="unknown bound 'ipb'"):
+        network.margins(Box.around(x, 0.1), labels, "ipb")
+    strange = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Hardswish(), torch.nn.Linear(8, CLASSES))
+    with pytest.raises(UserError, match="cannot bound this network"):
+        BoundedNetwork(strange, (1, 4, 4), CLASSES).margins(Box.around(x, 0.1), labels)
