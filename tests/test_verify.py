@@ -351,6 +351,6 @@ def test_golden_margins_pass_through_unchanged(golden):
 def test_stages_know_their_batch_sizes():
     cascade = Cascade(build_stages("crown"))
     assert cascade.chunk_size(CPU) == 256
-    assert cascade.batch_size(cascade.stages[-1], CPU) == 4
+    assert cascade.batch_size(cascade.stages[-1], CPU) == 1
     with pytest.raises(UserError, match="batch size: expected at least 1"):
         Cascade(build_stages("crown"), batch_size=0)

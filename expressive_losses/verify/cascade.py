@@ -135,7 +135,9 @@ class Cascade:
         late = problem.is_late()
         yield [state.outcome(row, timed_out=late) for row in state.undecided()]
 
-    def _run_stage(self, stage: Verifier, network: BoundedNetwork, problem: Problem, state: _State):
+    def _run_stage(
+        self, stage: Verifier, network: BoundedNetwork, problem: Problem, state: _State
+    ) -> Iterator[list[Outcome]]:
         queue, device = state.undecided(), problem.images.device
         while queue and not problem.is_late():
             size = self.batch_size(stage, device)

@@ -6,7 +6,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.network import exact_float32
 from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Problem, Verifier
-from expressive_losses.verify.cascade import Cascade
+from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.ledger import Ledger
 from expressive_losses.verify.summary import summarize, write_summary
 
@@ -87,9 +88,10 @@ def verify(
     evaluated = _evaluation_copy(network, torch.device(device), getattr(torch, dtype))
     with Ledger(Path(out), head, resume) as ledger, exact_float32():
         with tqdm(total=len(images), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
+            counts = Counter(row.status.value for row in ledger.rows.values())
             for problem in _problems(evaluated, images, labels, eps, cascade, ledger, seed, deadline):
                 for outcomes in cascade(evaluated, problem):
-                    _record(ledger, outcomes, bar)
+                    _record(ledger, outcomes, counts, bar)
     attacks = [stage.name for stage in stages if stage.kind == "attack"]
     summary = summarize(head, ledger.rows.values(), attacks)
     write_summary(Path(out), summary)
@@ -160,7 +162,16 @@ def _evaluation_copy(network: BoundedNetwork, device: torch.device, dtype: torch
     return copied.to(device=device, dtype=dtype).eval()
 
 
-def _problems(evaluated, images, labels, eps, cascade, ledger, seed, deadline):
+def _problems(
+    evaluated: BoundedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    cascade: Cascade,
+    ledger: Ledger,
+    seed: int,
+    deadline: float | None,
+) -> Iterator[Problem]:
     """Yield the chunks that are not recorded yet.
 
     A chunk that is recorded in part is repeated whole: a row depends, in its last bits, on the composition of
@@ -178,13 +189,11 @@ def _problems(evaluated, images, labels, eps, cascade, ledger, seed, deadline):
         yield Problem.of(evaluated, x, y, eps, indices, seed, deadline)
 
 
-def _record(ledger: Ledger, outcomes, bar: tqdm) -> None:
+def _record(ledger: Ledger, outcomes: Sequence[Outcome], counts: Counter[str], bar: tqdm) -> None:
     new = [one for one in outcomes if one.index not in ledger.rows and not one.timed_out]
     for outcome in new:
         ledger.append(outcome)
+        counts[outcome.status.value] += 1
     ledger.sync()
-    counts: dict[str, int] = {}
-    for row in ledger.rows.values():
-        counts[row.status.value] = counts.get(row.status.value, 0) + 1
     bar.set_postfix(counts)
     bar.update(len(new))
