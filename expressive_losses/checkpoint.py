@@ -52,7 +52,9 @@ def save(path: Path, payload: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch turns a short write into a RuntimeError
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write the checkpoint: {_first_line(error)}; free some space or choose --out") from None
+        raise UserError(
+            f"{path}: cannot write the checkpoint: {_first_line(error)}; free some space or choose --out"
+        ) from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,18 +67,26 @@ def read(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged}); use the previous one or train again")
+            raise UserError(
+                f"{path}: the checkpoint is damaged (checksum of {damaged}); use the previous one or train again"
+            )
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from None
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint, or cut short: {_first_line(error)}") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: it holds more than tensors and plain values, loading it could run code") from None
+        raise UserError(
+            f"{path}: refused: it holds more than tensors and plain values, loading it could run code"
+        ) from None
     if not isinstance(payload, dict) or "format" not in payload:
-        raise UserError(f"{path}: not a checkpoint of expressive_losses (no 'format'); for a plain state_dict see the README")
+        raise UserError(
+            f"{path}: not a checkpoint of expressive_losses (no 'format'); for a plain state_dict see the README"
+        )
     if payload["format"] > FORMAT:
-        raise UserError(f"{path}: checkpoint format {payload['format']} is newer than this package knows ({FORMAT}); update it")
+        raise UserError(
+            f"{path}: checkpoint format {payload['format']} is newer than this package knows ({FORMAT}); update it"
+        )
     return payload
 
 

@@ -70,14 +70,23 @@ def _train(arguments: Sequence[str]) -> None:
 def train_parser() -> argparse.ArgumentParser:
     """Return the argument parser of train.py."""
     parser = argparse.ArgumentParser(
-        prog="train.py", description=TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="train.py",
+        description=TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     experiment_ = parser.add_argument_group("experiment (each overrides the config file)")
-    experiment_.add_argument("--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults")
-    experiment_.add_argument("--method", metavar="NAME", help="training loss, e.g. mtl_ibp, cc_ibp, sabr, ibp, crown_ibp")
+    experiment_.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults"
+    )
+    experiment_.add_argument(
+        "--method", metavar="NAME", help="training loss, e.g. mtl_ibp, cc_ibp, sabr, ibp, crown_ibp"
+    )
     experiment_.add_argument("--alpha", type=float, help="expressive losses: 0 is adversarial training, 1 is IBP")
     experiment_.add_argument("--dataset", metavar="NAME", help="digits (default), mnist, cifar10, ..., or module:Class")
-    experiment_.add_argument("--model", metavar="NAME", help="cnn7, cnn_small, ..., or package.module:factory of your own")
+    experiment_.add_argument(
+        "--model", metavar="NAME", help="cnn7, cnn_small, ..., or package.module:factory of your own"
+    )
     experiment_.add_argument("--eps", help="radius to be robust to, pixel units: 0.3 or 8/255")
     experiment_.add_argument("--epochs", type=int)
     experiment_.add_argument("--seed", type=int)
@@ -87,11 +96,15 @@ def train_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     place = parser.add_argument_group("where")
     place.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    place.add_argument("--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data")
+    place.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data"
+    )
     place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
     place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
     place.add_argument("--quiet", action="store_true", help="no progress, no summary")
-    parser.add_argument("--list", action="store_true", help="list methods, models, data sets, attacks, schedules and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="list methods, models, data sets, attacks, schedules and stop"
+    )
     return parser
 
 

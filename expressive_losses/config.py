@@ -97,7 +97,9 @@ class TrainingConfig(Section):
     l1: float = Field(0.0, ge=0, description="weight of sum |W| over convolution and linear weights")
     shi: ShiConfig = ShiConfig()
     bn_statistics: Literal["adversarial", "clean", "clean_frozen"] = "adversarial"
-    bn_refresh: bool = Field(False, description="recompute population statistics over the training set after each epoch")
+    bn_refresh: bool = Field(
+        False, description="recompute population statistics over the training set after each epoch"
+    )
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
 
@@ -110,7 +112,9 @@ class Config(Section):
     test_attack: _build(registry.ATTACKS) = Field({"name": "pgd", "steps": 40, "step_size": 0.1}, validate_default=True)
     eps: EpsConfig = EpsConfig()
     data: _build(registry.DATASETS) = Field({"name": "digits"}, validate_default=True)
-    validation: float = Field(0.0, ge=0, description="held out of the training set: a share below 1, or a number of images")
+    validation: float = Field(
+        0.0, ge=0, description="held out of the training set: a share below 1, or a number of images"
+    )
     model: _build(registry.MODELS) = Field({"name": "cnn_tiny"}, validate_default=True)
     optimizer: _build(registry.OPTIMIZERS) = Field({"name": "adam"}, validate_default=True)
     lr_schedule: _build(registry.LR_SCHEDULES) = Field({"name": "constant"}, validate_default=True)

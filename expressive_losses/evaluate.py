@@ -12,7 +12,12 @@ from expressive_losses.types import Box
 
 @torch.no_grad()
 def accuracies(
-    network: BoundedNetwork, data: Batches, eps: float, attack: Attack | None = None, seed: int = 0, batch_size: int = 500
+    network: BoundedNetwork,
+    data: Batches,
+    eps: float,
+    attack: Attack | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
 ) -> dict[str, float]:
     """Return fractions of all images: "natural" correct; "ibp" correct and proven by IBP; "adversarial" under ``attack``, if given.
 

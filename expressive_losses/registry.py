@@ -108,7 +108,9 @@ class Registry:
     def _from_import_path(self, path: str) -> type[Plugin]:
         found = import_object(path, self.kind)
         if not (isinstance(found, type) and issubclass(found, Plugin)):
-            raise UserError(f"{self.kind} '{path}': expected a subclass of expressive_losses.registry.Plugin, got {found!r}")
+            raise UserError(
+                f"{self.kind} '{path}': expected a subclass of expressive_losses.registry.Plugin, got {found!r}"
+            )
         if not found.name:
             found.name = path
         return found

@@ -93,7 +93,9 @@ class RunDirectory:
             if not path.exists():
                 continue
             try:
-                return checkpoint.read(path), "; ".join([*problems, f"continuing from {path.name}"]) if problems else None
+                return checkpoint.read(path), "; ".join(
+                    [*problems, f"continuing from {path.name}"]
+                ) if problems else None
             except UserError as error:
                 problems.append(str(error))
         if problems:

@@ -1,34 +1,43 @@
 """Schedules: pure functions of the optimiser step, so that a resumed run has nothing to replay.
 
-Lengths are in epochs by default, in steps with ``unit: steps``. Steps count from 0: ``step`` is the number of updates done.
+Lengths are in epochs by default, in steps with ``unit: steps``, in shares of the whole run with ``unit: run``. Steps count from
+0: ``step`` is the number of updates done.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from expressive_losses.registry import EPS_SCHEDULES, LR_SCHEDULES, Plugin
 
-Unit = Literal["epochs", "steps"]
+Unit = Literal["epochs", "steps", "run"]
 
 
-def in_steps(length: float, unit: Unit, steps_per_epoch: int) -> int:
-    """Return a length in optimiser steps."""
-    return round(length * steps_per_epoch) if unit == "epochs" else round(length)
+class Clock(NamedTuple):
+    """How long an epoch and the run are."""
+
+    steps_per_epoch: int
+    epochs: int
+
+    def steps(self, length: float, unit: Unit) -> int:
+        """Return a length in optimiser steps."""
+        return round(
+            length * {"steps": 1, "epochs": self.steps_per_epoch, "run": self.steps_per_epoch * self.epochs}[unit]
+        )
 
 
 class EpsSchedule(Plugin):
-    """Progress of the radius: ``fraction(step, steps_per_epoch)`` in [0, 1]."""
+    """Progress of the radius: ``fraction(step, clock)`` in [0, 1]."""
 
-    def fraction(self, step: int, steps_per_epoch: int) -> float:
+    def fraction(self, step: int, clock: Clock) -> float:
         """Return eps(step) / eps(end)."""
         raise NotImplementedError
 
-    def end(self, steps_per_epoch: int) -> int:
+    def end(self, clock: Clock) -> int:
         """Return the first step at which the fraction is 1 for good."""
         raise NotImplementedError
 
@@ -37,11 +46,11 @@ class EpsSchedule(Plugin):
 class ConstantEps(EpsSchedule):
     """The full radius from the first step on."""
 
-    def fraction(self, step: int, steps_per_epoch: int) -> float:
+    def fraction(self, step: int, clock: Clock) -> float:
         """Return 1."""
         return 1.0
 
-    def end(self, steps_per_epoch: int) -> int:
+    def end(self, clock: Clock) -> int:
         """Return 0."""
         return 0
 
@@ -49,28 +58,28 @@ class ConstantEps(EpsSchedule):
 class Ramp(EpsSchedule):
     """A radius of 0 for ``warmup``, then a rise over ``length``."""
 
-    warmup: float = Field(0.0, ge=0, description="epochs (or steps) at radius 0")
-    length: float = Field(20.0, ge=0, description="epochs (or steps) of the rise")
+    warmup: float = Field(0.0, ge=0, description="in ``unit``s at radius 0")
+    length: float = Field(20.0, ge=0, description="in ``unit``s of the rise")
     unit: Unit = "epochs"
 
-    def end(self, steps_per_epoch: int) -> int:
+    def end(self, clock: Clock) -> int:
         """Return the step at which the ramp is over."""
-        return self._start(steps_per_epoch) + in_steps(self.length, self.unit, steps_per_epoch)
+        return self._start(clock) + clock.steps(self.length, self.unit)
 
-    def _start(self, steps_per_epoch: int) -> int:
-        return in_steps(self.warmup, self.unit, steps_per_epoch)
+    def _start(self, clock: Clock) -> int:
+        return clock.steps(self.warmup, self.unit)
 
 
 @EPS_SCHEDULES.register("linear")
 class LinearEps(Ramp):
     """A warm-up at radius 0, then a linear ramp (papers IBP and CROWN-IBP)."""
 
-    def fraction(self, step: int, steps_per_epoch: int) -> float:
+    def fraction(self, step: int, clock: Clock) -> float:
         """Return (step - warm-up) / ramp length, clipped to [0, 1]."""
-        start, end = self._start(steps_per_epoch), self.end(steps_per_epoch)
+        start, end = self._start(clock), self.end(clock)
         if step >= end:
             return 1.0
-        return max(0, step - start) / (end - start)
+        return (step - start) / (end - start) if step > start else 0.0
 
 
 @EPS_SCHEDULES.register("smoothed")
@@ -85,9 +94,9 @@ class SmoothedEps(Ramp):
     mid: float = Field(0.25, gt=0, lt=1)
     beta: float = Field(4.0, ge=2)
 
-    def fraction(self, step: int, steps_per_epoch: int) -> float:
+    def fraction(self, step: int, clock: Clock) -> float:
         """Return the smoothed progress at ``step``."""
-        first, last = self._start(steps_per_epoch), self.end(steps_per_epoch)
+        first, last = self._start(clock), self.end(clock)
         if step >= last:
             return 1.0
         if step <= first:
@@ -104,9 +113,9 @@ class SmoothedEps(Ramp):
 
 
 class LRSchedule(Plugin):
-    """Factor of the learning rate: ``factor(step, steps_per_epoch)``."""
+    """Factor of the learning rate: ``factor(step, clock)``."""
 
-    def factor(self, step: int, steps_per_epoch: int) -> float:
+    def factor(self, step: int, clock: Clock) -> float:
         """Return lr(step) / lr."""
         raise NotImplementedError
 
@@ -118,7 +127,7 @@ class LRSchedule(Plugin):
 class ConstantLR(LRSchedule):
     """The same learning rate throughout."""
 
-    def factor(self, step: int, steps_per_epoch: int) -> float:
+    def factor(self, step: int, clock: Clock) -> float:
         """Return 1."""
         return 1.0
 
@@ -127,7 +136,7 @@ class ConstantLR(LRSchedule):
 class MultiStepLR(LRSchedule):
     """Multiply by ``gamma`` at every milestone."""
 
-    milestones: tuple[float, ...] = Field((), description="ascending, in epochs (or steps) done")
+    milestones: tuple[float, ...] = Field((), description="ascending, in ``unit``s done")
     gamma: float = Field(0.2, gt=0)
     unit: Unit = "epochs"
 
@@ -137,26 +146,29 @@ class MultiStepLR(LRSchedule):
             raise ValueError(f"milestones must be positive and ascending, got {list(self.milestones)}")
         return self
 
-    def factor(self, step: int, steps_per_epoch: int) -> float:
+    def factor(self, step: int, clock: Clock) -> float:
         """Return gamma ** (number of milestones reached)."""
-        reached = bisect_right([in_steps(m, self.unit, steps_per_epoch) for m in self.milestones], step)
+        reached = bisect_right([clock.steps(m, self.unit) for m in self.milestones], step)
         return self.gamma**reached
 
     def check(self, epochs: int) -> None:
         """Refuse milestones at or after the end: they would silently do nothing."""
-        if self.unit == "epochs" and self.milestones and self.milestones[-1] >= epochs:
-            raise ValueError(f"milestone {self.milestones[-1]:g} is not before the end ({epochs} epochs)")
+        end = {"epochs": epochs, "run": 1, "steps": math.inf}[self.unit]
+        if self.milestones and self.milestones[-1] >= end:
+            raise ValueError(
+                f"lr_schedule: milestone {self.milestones[-1]:g} is not before the end ({end:g} {self.unit})"
+            )
 
 
 @LR_SCHEDULES.register("cosine")
 class CosineLR(LRSchedule):
     """Half a cosine from 1 down to ``floor`` over ``length``."""
 
-    length: float = Field(gt=0, description="epochs (or steps)")
+    length: float = Field(gt=0, description="in ``unit``s")
     floor: float = Field(0.0, ge=0, le=1)
     unit: Unit = "epochs"
 
-    def factor(self, step: int, steps_per_epoch: int) -> float:
+    def factor(self, step: int, clock: Clock) -> float:
         """Return floor + (1 - floor) (1 + cos(pi t)) / 2 with t the progress."""
-        progress = min(1.0, step / max(1, in_steps(self.length, self.unit, steps_per_epoch)))
+        progress = min(1.0, step / max(1, clock.steps(self.length, self.unit)))
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2

@@ -24,6 +24,7 @@ from expressive_losses.evaluate import accuracies
 from expressive_losses.initialize import shi_initialize
 from expressive_losses.progress import TrainingProgress
 from expressive_losses.run import RunDirectory
+from expressive_losses.schedules import Clock
 from expressive_losses.step import Radii, evaluate_batch
 
 
@@ -57,6 +58,7 @@ class Trainer:
         training = self.config.training
         self.steps_per_epoch = self.train.steps_per_epoch(training.batch_size)
         self.steps = training.epochs * self.steps_per_epoch
+        self.clock = Clock(self.steps_per_epoch, training.epochs)
         if training.initialize == "shi":
             shi_initialize(self.network)
         self.optimizer = self.config.optimizer.build(self.network.parameters())
@@ -80,7 +82,9 @@ class Trainer:
                 if epoch != order_epoch:
                     order, order_epoch = self.train.epoch_order(self.config.training.seed, epoch), epoch
                 radii = self.radii(self.step)
-                self._add(self.train_step(self.train.order_of_step(order, index, self.config.training.batch_size), radii))
+                self._add(
+                    self.train_step(self.train.order_of_step(order, index, self.config.training.batch_size), radii)
+                )
                 self.step += 1
                 self.seconds = time.monotonic() - started
                 if progress.due():
@@ -96,7 +100,7 @@ class Trainer:
     def radii(self, step: int) -> Radii:
         """Return the radii of a step: target * multiplier * progress of the ramp, and that times the attack factor."""
         eps = self.config.eps
-        fraction = eps.schedule.fraction(step, self.steps_per_epoch)
+        fraction = eps.schedule.fraction(step, self.clock)
         bounded = float(eps.target) * eps.train_multiplier * fraction
         return Radii(bounded, bounded * eps.attack_factor, fraction)
 
@@ -104,7 +108,7 @@ class Trainer:
         """Do one update on the images of these indices; return its scalars, detached and still on the device."""
         config = self.config
         self.generator.manual_seed(_mix(config.training.seed, self.step))
-        factor = config.lr_schedule.factor(self.step, self.steps_per_epoch)
+        factor = config.lr_schedule.factor(self.step, self.clock)
         for group in self.optimizer.param_groups:
             group["lr"] = config.optimizer.lr * factor
         x, labels = self.train.batch(indices, self.generator)

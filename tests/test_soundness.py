@@ -156,7 +156,12 @@ def test_exhaustive_grid_in_two_dimensions():
     """Every method is below the minimum over a dense grid, and alpha-CROWN is within reach of it."""
     torch.manual_seed(3)
     model = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(2, 6), torch.nn.ReLU(), torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+        torch.nn.Flatten(),
+        torch.nn.Linear(2, 6),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6, 6),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6, 2),
     )
     network = BoundedNetwork(model, (1, 1, 2), 2).eval()
     ticks = torch.linspace(0.1, 0.9, 201)
@@ -201,6 +206,8 @@ def test_unknown_method_and_layer():
     x, labels = data(network)
     with pytest.raises(UserError, match="unknown bound 'ipb'"):
         network.margins(Box.around(x, 0.1), labels, "ipb")
-    strange = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Hardswish(), torch.nn.Linear(8, CLASSES))
+    strange = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Hardswish(), torch.nn.Linear(8, CLASSES)
+    )
     with pytest.raises(UserError, match="cannot bound this network"):
         BoundedNetwork(strange, (1, 4, 4), CLASSES).margins(Box.around(x, 0.1), labels)

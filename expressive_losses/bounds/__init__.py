@@ -1,6 +1,18 @@
 """Sound bounds on network outputs. This package alone imports auto_LiRPA."""
 
 from expressive_losses.bounds.network import BoundedNetwork, BoundMethod
-from expressive_losses.bounds.statistics import BatchStatistics, record_statistics, use_statistics
+from expressive_losses.bounds.statistics import (
+    BatchStatistics,
+    record_statistics,
+    refresh_population_statistics,
+    use_statistics,
+)
 
-__all__ = ["BatchStatistics", "BoundMethod", "BoundedNetwork", "record_statistics", "use_statistics"]
+__all__ = [
+    "BatchStatistics",
+    "BoundMethod",
+    "BoundedNetwork",
+    "record_statistics",
+    "refresh_population_statistics",
+    "use_statistics",
+]

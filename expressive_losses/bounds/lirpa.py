@@ -44,7 +44,9 @@ class Graph:
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
         self._set_modes(nodes)
         parameters = inspect.signature(self._bounded.compute_bounds).parameters
-        self._fixed_keyword = "intermediate_layer_bounds" if "intermediate_layer_bounds" in parameters else "interm_bounds"
+        self._fixed_keyword = (
+            "intermediate_layer_bounds" if "intermediate_layer_bounds" in parameters else "interm_bounds"
+        )
 
     def bounds(
         self,

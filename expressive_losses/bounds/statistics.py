@@ -6,7 +6,7 @@ passed explicitly, never read back from a module's hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -66,3 +66,28 @@ def use_statistics(module: nn.Module, statistics: BatchStatistics | None) -> Ite
         for name, (mean, variance) in kept.items():
             layers[name].running_mean, layers[name].running_var = mean, variance
         module.train(training)
+
+
+@torch.no_grad()
+def refresh_population_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics to the averages over batches of clean images, the layers seen in train mode (CTBench).
+
+    Running statistics are a moving average that lags behind the weights; this recomputes them for the weights as they are.
+
+    Args:
+        batches: images (B, *shape).
+    """
+    layers = batch_norms(module)
+    if not layers:
+        return
+    momenta = {name: layer.momentum for name, layer in layers.items()}
+    training = module.training
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+    module.train()
+    for x in batches:
+        module(x)
+    for name, layer in layers.items():
+        layer.momentum = momenta[name]
+    module.train(training)

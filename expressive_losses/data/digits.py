@@ -24,6 +24,18 @@ class Digits(Dataset):
 
     shape = (1, 8, 8)
     classes = 10
+    # chosen on a validation split of 287 training images (results/digits/README.md)
+    defaults = {
+        "model": "cnn_tiny",
+        "eps": {
+            "target": "0.1",
+            "train_multiplier": 1.15,
+            "schedule": {"name": "smoothed", "length": 1 / 6, "unit": "run"},
+        },
+        "optimizer": {"name": "adam", "lr": 5e-3},
+        "lr_schedule": {"name": "multistep", "milestones": [0.67, 0.83], "gamma": 0.2, "unit": "run"},
+        "training": {"epochs": 60, "batch_size": 64, "evaluate_every": 5},
+    }
     source = "it comes with scikit-learn: pip install scikit-learn"
 
     def read(self, root: Path, split: Split) -> ImageData:

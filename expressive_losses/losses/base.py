@@ -60,7 +60,9 @@ def verified_cross_entropy(margins: Tensor, reduction: str = "mean") -> Tensor:
     Source: paper "Expressive Losses", equation (5), assumption 2.1.
     """
     logits = F.pad(-margins, (1, 0))
-    return F.cross_entropy(logits, torch.zeros(len(margins), dtype=torch.long, device=margins.device), reduction=reduction)
+    return F.cross_entropy(
+        logits, torch.zeros(len(margins), dtype=torch.long, device=margins.device), reduction=reduction
+    )
 
 
 class ExpressiveLoss(Loss):

@@ -1,0 +1,144 @@
+"""Reading configs: extends, merging, overrides, fractions, and what is said about mistakes."""
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+from expressive_losses.config import Config, Radius, load, merge, parse_assignment
+from expressive_losses.errors import UserError
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_complete_and_rebuild_themselves():
+    config = load(None)
+    assert Config.build(config.resolved()) == config
+    assert Config.build(yaml.safe_load(yaml.safe_dump(config.resolved()))) == config
+
+
+def test_extends_merges_key_by_key(tmp_path):
+    write(
+        tmp_path, "base.yaml", "eps: {target: 8/255, schedule: {name: smoothed, length: 80}}\ntraining: {epochs: 160}\n"
+    )
+    child = write(
+        tmp_path, "child.yaml", "extends: base.yaml\neps: {schedule: {warmup: 1}}\nmethod: {name: sabr, alpha: 0.4}\n"
+    )
+    config = load(child)
+    assert float(config.eps.target) == 8 / 255
+    assert config.eps.schedule.length == 80
+    assert config.eps.schedule.warmup == 1
+    assert config.training.epochs == 160
+    assert config.method.alpha == 0.4
+
+
+def test_another_plugin_replaces_and_the_same_merges():
+    base = {"method": {"name": "mtl_ibp", "alpha": 0.2}}
+    assert merge(base, {"method": {"name": "ibp"}})["method"] == {"name": "ibp"}
+    assert merge(base, {"method": "ibp"})["method"] == {"name": "ibp"}
+    assert merge(base, {"method": {"alpha": 0.3}})["method"] == {"name": "mtl_ibp", "alpha": 0.3}
+    assert merge({"bn": "clean"}, {"bn": "clean"})["bn"] == "clean"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("8/255", 8 / 255), ("0.1", 0.1), ("1e-3", 1e-3), (" 2 / 255", 2 / 255), ("0", 0.0)]
+)
+def test_radii_keep_their_text(text, number):
+    radius = Radius.parse(text)
+    assert float(radius) == number
+    assert radius.text == text.strip()
+    assert Radius.parse(radius).text == radius.text
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_radius_of_any_number_in_range(value, as_text):
+    assert float(Radius.parse(repr(value) if as_text else value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("8", "did you mean 8/255"), ("-0.1", "from 0 to 1"), ("nan", "from 0 to 1"), ("inf", "from 0 to 1"),
+     ("1/0", "expected a number or a fraction"), ("eight", "expected a number or a fraction"), ("1/2/3", "expected a number")],
+)  # fmt: skip
+def test_bad_radii(text, message):
+    with pytest.raises(UserError, match=f"eps.target: .*{message}"):
+        load(None, [{"eps": {"target": text}}])
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    """PyYAML reads 5e-4 (without a dot) as text."""
+    assert load(None, [parse_assignment("optimizer.lr=5e-4")]).optimizer.lr == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("methd.name=ibp", "unknown key 'methd'; did you mean 'method'"),
+        ("training.epoch=3", "unknown key 'training.epoch'; did you mean 'epochs'"),
+        ("training.epochs=three", "training.epochs"),
+        ("training.epochs=0", "training.epochs"),
+        ("training.batch_size=1", "training.batch_size"),
+        ("training.bn_statistics=advesarial", "training.bn_statistics"),
+        ("method.alpha=1.5", "alpha"),
+        ("method.name=mtl", "unknown method 'mtl'"),
+        ("optimizer.lr=-1", "lr"),
+        ("optimizer.lr=.nan", "lr"),
+        ("eps.schedule.name=smooth", "did you mean 'smoothed'"),
+        ("eps.train_multiplier=20", "above 1"),
+        ("lr_schedule={name: multistep, milestones: [90]}", "milestone 90 is not before the end"),
+        ("plugins=[no_such_module_here]", "no_such_module_here"),
+        ("data.name=mnsit", "did you mean 'mnist'"),
+        ("model=nowhere.at.all:factory", "nowhere"),
+        ("attack.steps=0", "steps"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(assignment, message):
+    with pytest.raises(UserError) as caught:
+        config = load(None, [parse_assignment(assignment)])
+        config.model.build((1, 8, 8), 10)  # import paths are followed when the network is built
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "a..b=1", ".a=1", "a=[1", ""])
+def test_bad_assignments(text):
+    with pytest.raises(UserError, match="--set"):
+        parse_assignment(text)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="cannot read the config"):
+        load(tmp_path / "missing.yaml")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load(write(tmp_path, "broken.yaml", "a: [1"))
+    with pytest.raises(UserError, match="expected a mapping"):
+        load(write(tmp_path, "list.yaml", "- 1"))
+    with pytest.raises(UserError, match="circle"):
+        write(tmp_path, "a.yaml", "extends: b.yaml")
+        load(write(tmp_path, "b.yaml", "extends: a.yaml"))
+    with pytest.raises(UserError, match="not valid YAML"):  # no code is ever built from a config
+        load(write(tmp_path, "code.yaml", "a: !!python/object/apply:os.getcwd []"))
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from([*Config.model_fields, "other"]), json_like, max_size=3))
+def test_any_mapping_is_a_config_or_a_user_error(values):
+    values.pop("plugins", None)  # would import what it names
+    try:
+        config = Config.build(values)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert Config.build(config.resolved()) == config

@@ -1,0 +1,70 @@
+"""Schedules by hand, and their properties for every one that is registered."""
+
+import pytest
+
+from expressive_losses.errors import UserError
+from expressive_losses.registry import EPS_SCHEDULES, LR_SCHEDULES
+from expressive_losses.schedules import Clock
+
+E = 10  # steps an epoch
+CLOCK = Clock(E, 40)
+
+
+@pytest.mark.parametrize("name", EPS_SCHEDULES.names())
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"warmup": 1, "length": 3},
+        {"warmup": 2, "length": 0},
+        {"warmup": 5, "length": 7, "unit": "steps"},
+        {"warmup": 0.1, "length": 0.5, "unit": "run"},
+    ],
+)
+def test_every_eps_schedule_rises_from_zero_to_one(name, fields):
+    known = EPS_SCHEDULES[name].model_fields
+    schedule = EPS_SCHEDULES.build({"name": name, **{k: v for k, v in fields.items() if k in known}})
+    values = [schedule.fraction(step, CLOCK) for step in range(40 * E)]
+    end = schedule.end(CLOCK)
+    assert all(0 <= v <= 1 for v in values)
+    assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+    assert values[end] == 1.0
+    assert all(v == 1.0 for v in values[end:])
+    if end > 1:
+        assert values[0] == 0.0
+        assert values[end - 1] < 1.0
+
+
+def test_linear_by_hand():
+    schedule = EPS_SCHEDULES.build({"name": "linear", "warmup": 1, "length": 2})
+    assert [schedule.fraction(s, CLOCK) for s in (0, 10, 15, 20, 29, 30)] == [0, 0, 0.25, 0.5, 0.95, 1]
+
+
+def test_smoothed_is_continuous_with_equal_slopes_where_the_parts_meet():
+    schedule = EPS_SCHEDULES.build({"name": "smoothed", "warmup": 1, "length": 100})
+    per_epoch, middle = Clock(1000, 200), 1000 + 25000
+    before, at, after = (schedule.fraction(middle + d, per_epoch) for d in (-1, 0, 1))
+    assert after - at == pytest.approx(at - before, rel=1e-3)
+    assert schedule.fraction(1000, per_epoch) == 0
+
+
+def test_multistep_by_hand():
+    schedule = LR_SCHEDULES.build({"name": "multistep", "milestones": [2, 3], "gamma": 0.2})
+    assert [schedule.factor(s, CLOCK) for s in (0, 19, 20, 29, 30, 99)] == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
+
+
+def test_cosine_by_hand():
+    schedule = LR_SCHEDULES.build({"name": "cosine", "length": 10, "floor": 0.1})
+    assert [schedule.factor(s, CLOCK) for s in (0, 50, 100, 200)] == pytest.approx([1, 0.55, 0.1, 0.1])
+
+
+def test_shares_of_the_run_scale_with_it():
+    schedule = LR_SCHEDULES.build({"name": "multistep", "milestones": [0.5], "unit": "run"})
+    for epochs in (4, 40):
+        assert [schedule.factor(s, Clock(E, epochs)) for s in (5 * epochs - 1, 5 * epochs)] == pytest.approx([1, 0.2])
+
+
+@pytest.mark.parametrize("milestones", [[3, 2], [2, 2], [0, 2], [-1]])
+def test_milestones_must_ascend(milestones):
+    with pytest.raises(UserError, match="milestones must be positive and ascending"):
+        LR_SCHEDULES.build({"name": "multistep", "milestones": milestones})
