@@ -1,7 +1,9 @@
-"""Self-describing checkpoints: weights with all that is needed to rebuild the network, and optionally to go on training.
+"""Self-describing checkpoints: weights with all that is needed to rebuild the network, and optionally to go on
+training.
 
-A file is written beside its target and moved over it, so it is whole or absent. It is read with ``weights_only=True`` (tensors and
-plain values, never code), after the checksum of every part has been compared.
+A file is written beside its target and moved over it, so it is whole or absent. It is read with
+``weights_only=True`` (tensors and plain values, never code), after the checksum of every part has been
+compared.
 """
 
 from __future__ import annotations

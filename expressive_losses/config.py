@@ -1,8 +1,8 @@
 """The whole of an experiment as one frozen value, read from YAML and checked at the edge.
 
 A file may ``extends:`` another (relative path); mappings merge key by key, except that a plug-in with another ``name``
-replaces the one it extends. ``--set a.b=c`` overrides one key. Unknown keys, wrong types and values out of range are errors
-that name the key.
+replaces the one it extends. ``--set a.b=c`` overrides one key. Unknown keys, wrong types and values out of
+range are errors that name the key.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Section(BaseModel):
 
 
 class EpsConfig(Section):
-    """The three radii: evaluation uses ``target``; bounds in training ``target * train_multiplier``; attacks that times the factor."""
+    """The three radii: evaluation uses ``target``, training bounds over ``target * train_multiplier`` (and along the
+    schedule), training attacks over that times ``attack_factor``.
+    """
 
     target: RadiusField = Field(Radius.parse("0.1"), validate_default=True)
     train_multiplier: float = Field(1.0, gt=0, description="bounded radius in training / target")

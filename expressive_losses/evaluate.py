@@ -19,7 +19,8 @@ def accuracies(
     seed: int = 0,
     batch_size: int = 500,
 ) -> dict[str, float]:
-    """Return fractions of all images: "natural" correct; "ibp" correct and proven by IBP; "adversarial" under ``attack``, if given.
+    """Return fractions of all images: "natural" correct; "ibp" correct and proven by IBP; "adversarial" under
+    ``attack``, if given.
 
     These are figures to watch a training by; verify.py makes the claims.
 

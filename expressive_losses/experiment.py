@@ -66,7 +66,10 @@ def train(
 
 
 def load_data(config: Config, data_root: Path | None) -> tuple[ImageData, ImageData, str]:
-    """Return (training images, held-out images, name of the held-out split): a validation split if asked for, else the test set."""
+    """Return (training images, held-out images, name of the held-out split).
+
+    Held out is a validation split if the config asks for one, else the test set.
+    """
     whole = config.data.load(data_root, "train")
     if config.validation == 0:
         return whole, config.data.load(data_root, "test"), "test"

@@ -12,7 +12,8 @@ from torch import nn
 def shi_initialize(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw weights from N(0, 2 pi / fan_in^2): the width of interval bounds then neither grows nor shrinks with depth.
 
-    Applies to every convolution and linear layer but the last; the last one and all biases keep torch's default, as published.
+    Applies to every convolution and linear layer but the last; the last one and all biases keep torch's
+    default, as published.
 
     Source: Shi et al. (2021), "Fast certified robust training", section 4.2.
     """

@@ -1,7 +1,8 @@
 """Plug-ins by name: losses, attacks, models, data sets, schedules, optimisers and verifiers.
 
-A plug-in is a frozen pydantic model: its fields are its hyper-parameters, its docstring's first line is its help. A config
-names it and sets its fields: ``{name: mtl_ibp, alpha: 0.2}``. A file dropped into the registry's package is found by itself.
+A plug-in is a frozen pydantic model: its fields are its hyper-parameters, its docstring's first line is its
+help. A config names it and sets its fields: ``{name: mtl_ibp, alpha: 0.2}``. A file dropped into the registry's
+package is found by itself.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Registry:
     Args:
         kind: what an entry is called in messages, e.g. "loss".
         package: the package (or module) whose import registers the entries.
-        adapter: the entry (fields ``path``, ``kwargs``) that wraps any callable at an import path ``package.module:name``;
-            without one, import paths must lead to a Plugin class.
+        adapter: the entry (fields ``path``, ``kwargs``) that wraps any callable at an import path
+            ``package.module:name``; without one, import paths must lead to a Plugin class.
     """
 
     def __init__(self, kind: str, package: str, adapter: str | None = None) -> None:
@@ -68,8 +69,8 @@ class Registry:
         return sorted(self._entries)
 
     def help(self, name: str) -> str:
-        """Return the first line of the plug-in's docstring."""
-        return (self[name].__doc__ or "").strip().split("\n")[0]
+        """Return the first paragraph of the plug-in's docstring, in one line."""
+        return " ".join((self[name].__doc__ or "").strip().split("\n\n")[0].split())
 
     def __getitem__(self, name: str) -> type[Plugin]:
         """Return the class called ``name``, or the one at an import path ``package.module:Class``.

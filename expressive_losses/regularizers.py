@@ -15,10 +15,10 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float, weight: float = 0.5, to
     """Keep bounds tight and ReLUs balanced while eps rises.
 
     R = lambda (1 - eps / eps_max) (tightness + relu), each a mean over the ReLU layers:
-    tightness = [tol - width_0 / width_i]_+ / tol, where width is the mean half-width of a layer's bounds and 0 the input;
-    relu = ([tol - r(mean)]_+ + [tol - r(var)]_+) / tol, where r is the ratio active : inactive (or its inverse, <= 1) of the
-    centres' mean and of their squared deviation. As published, the relu term of a layer is skipped when it is not finite (no
-    ReLU is surely active or inactive there).
+    tightness = [tol - width_0 / width_i]_+ / tol, where width is the mean half-width of a layer's bounds and 0
+    the input; relu = ([tol - r(mean)]_+ + [tol - r(var)]_+) / tol, where r is the ratio active : inactive (or
+    its inverse, <= 1) of the centres' mean and of their squared deviation. As published, the relu term of a
+    layer is skipped when it is not finite (no ReLU is surely active or inactive there).
 
     Args:
         bounds: of one pass, input normalised (as the published runs have it).

@@ -1,6 +1,7 @@
 """Schedules: pure functions of the optimiser step, so that a resumed run has nothing to replay.
 
-Lengths are in epochs by default, in steps with ``unit: steps``, in shares of the whole run with ``unit: run``. Steps count from
+Lengths are in epochs by default, in steps with ``unit: steps``, in shares of the whole run with ``unit: run``.
+Steps count from
 0: ``step`` is the number of updates done.
 """
 
@@ -84,7 +85,8 @@ class LinearEps(Ramp):
 
 @EPS_SCHEDULES.register("smoothed")
 class SmoothedEps(Ramp):
-    """auto_LiRPA's SmoothedScheduler: a power curve for the first part of the ramp, then linear, with equal slopes where they meet.
+    """auto_LiRPA's SmoothedScheduler: a power curve for the first part of the ramp, then linear, with equal
+    slopes where they meet.
 
     With I the first step of the ramp, F its last, M = I + floor(mid (F - I)), t = (M - I)^(beta - 1) and
     a = 1 / ((F - M) beta t + (M - I) t): fraction = a (step - I)^beta up to M, then linear to 1 at F.

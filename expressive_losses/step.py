@@ -1,13 +1,17 @@
 """One training step: the order in which a batch is evaluated lives here and nowhere else.
 
-With BatchNorm the order changes the result. It is: clean logits (train mode) -> attack (eval mode) -> adversarial logits (train
-mode) -> bounds, whose BatchNorm statistics are those that the policy names -> loss.
+With BatchNorm the order changes the result. It is: clean logits (train mode) -> attack (eval mode) ->
+adversarial logits (train mode) -> bounds, whose BatchNorm statistics are those that the policy names -> loss.
 
 BatchNorm policies (``training.bn_statistics``):
-    adversarial: the bounds use the batch statistics of the last forward pass, the adversarial one where there is one, with
-        gradient (the published Expressive Losses code; the default, since the golden numbers and published figures are its).
-    clean: the bounds use the clean batch's statistics, with gradient (the text of paper "Expressive Losses", appendix E.2).
-    clean_frozen: attack, adversarial logits and bounds all use the clean batch's statistics, without gradient (CTBench).
+    adversarial: the bounds use the batch statistics of the last forward pass, the adversarial one where there
+        is one, with
+        gradient (the published Expressive Losses code; the default, since the golden numbers and published
+        figures are its).
+    clean: the bounds use the clean batch's statistics, with gradient (the text of paper "Expressive Losses",
+        appendix E.2).
+    clean_frozen: attack, adversarial logits and bounds all use the clean batch's statistics, without gradient
+        (CTBench).
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from expressive_losses.losses.base import Loss
 from expressive_losses.regularizers import l1_norm, shi_regularizer
 from expressive_losses.types import BoundedBatch, Bounds, Box
 
-#: Radius (pixel units) at which the regulariser's bounds are taken while the schedule's radius is still 0, as published.
+#: Radius (pixel units) at which the regulariser's bounds are taken while the schedule's radius is still 0, as
+#: published.
 WARMUP_EPS = 1e-6
 
 
@@ -124,7 +129,7 @@ def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tenso
 
 @torch.no_grad()
 def _accuracies(batch: BoundedBatch) -> dict[str, Tensor]:
-    """Fractions of the batch: correct on clean images, correct under the training attack, all margins bounded above 0."""
+    """Fractions of the batch: correct on clean images, under the training attack, and proven by the bounds."""
     found = {"natural": (batch.clean.argmax(1) == batch.labels).float().mean()}
     if batch.adversarial is not None:
         found["adversarial"] = (batch.adversarial.argmax(1) == batch.labels).float().mean()

@@ -1,7 +1,7 @@
 """The training loop: one flat sequence of steps, each a pure function of (config, step, weights).
 
-Data order, augmentation and attack noise are derived from (seed, step), so a run killed at any moment and resumed gives the same
-weights, bit for bit on a CPU, as one that was never interrupted.
+Data order, augmentation and attack noise are derived from (seed, step), so a run killed at any moment and
+resumed gives the same weights, bit for bit on a CPU, as one that was never interrupted.
 """
 
 from __future__ import annotations

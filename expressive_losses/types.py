@@ -51,10 +51,11 @@ class Box:
         return inside.flatten(1).all(1)
 
     def shrink(self, ratio: float, towards: Tensor, radius: float | Tensor) -> Box:
-        """Return SABR's small box: side ``ratio * radius`` about ``towards``, moved inside this box, then clipped to it.
+        """Return SABR's small box: side ``ratio * radius`` about ``towards``, moved inside this box, then
+        clipped to it.
 
-        The centre is the projection of ``towards`` on the box shrunk by ``ratio * radius`` on each side; where the box is
-        narrower than the small one its own middle is taken. The result never leaves this box.
+        The centre is the projection of ``towards`` on the box shrunk by ``ratio * radius`` on each side; where
+        the box is narrower than the small one its own middle is taken. The result never leaves this box.
 
         Args:
             ratio: alpha (the papers' lambda) in [0, 1]; 0 gives the point ``towards``, 1 the whole box.
@@ -62,8 +63,8 @@ class Box:
             radius: the radius (pixel units) that ``ratio`` is relative to.
 
         Source: paper "Expressive Losses", equation (6).
-        NOTE: the published code lets the centre leave the region where clipped pixels make it narrower than the small box;
-        here the middle is used (docs/differences.md).
+        NOTE: the published code lets the centre leave the region where clipped pixels make it narrower than the
+            small box; here the middle is used (docs/differences.md).
         """
         small = ratio * radius
         low, high = self.lower + small, self.upper - small

@@ -5,7 +5,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-
 from expressive_losses.config import Config, Radius, load, merge, parse_assignment
 from expressive_losses.errors import UserError
 
@@ -63,7 +62,8 @@ def test_radius_of_any_number_in_range(value, as_text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("8", "did you mean 8/255"), ("-0.1", "from 0 to 1"), ("nan", "from 0 to 1"), ("inf", "from 0 to 1"),
-     ("1/0", "expected a number or a fraction"), ("eight", "expected a number or a fraction"), ("1/2/3", "expected a number")],
+     ("1/0", "expected a number or a fraction"), ("eight", "expected a number or a fraction"), ("1/2/3",
+     "expected a number")],
 )  # fmt: skip
 def test_bad_radii(text, message):
     with pytest.raises(UserError, match=f"eps.target: .*{message}"):

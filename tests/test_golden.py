@@ -115,7 +115,7 @@ def train_step(golden, theirs, alpha, network):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("theirs", METHODS)
 def test_training_step(golden, theirs, alpha):
-    """Loss, regulariser, total and every parameter's gradient norm of a whole step, and BatchNorm's statistics after it."""
+    """Loss, regulariser, total, every gradient norm of a whole step, and BatchNorm's statistics after it."""
     if theirs == "sabr" and alpha == "1":
         pytest.skip("the published box leaves the region at alpha 1 (docs/differences.md)")
     network = golden.network()

@@ -1,4 +1,4 @@
-"""No bound may exceed what a sampled point of the box reaches: every registered model, every bound method, both BN modes."""
+"""No bound may exceed what a sampled point of the box reaches: every model, bound method and BatchNorm mode."""
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from expressive_losses.registry import MODELS
 from expressive_losses.types import Box, margins_of
 
 CLASSES = 4
-#: name -> (fields, image shape): small enough to bound in a moment. A model without an entry takes 28x28 images and is too large
+#: name -> (fields, image shape): small enough to bound in a moment. A model without an entry takes 28x28 images
+#: and is too large
 #: for the fast run: the slow tests bound those by IBP.
 INSTANCES = {
     "cnn7": ({"width": 4, "hidden": 8}, (1, 8, 8)),
@@ -140,7 +141,7 @@ def test_bounds_with_batch_statistics_bound_the_network_with_those_statistics(na
 
 @torch.no_grad()
 def test_one_neuron_by_hand():
-    """f = (relu(x), 0), label 0, x in [-1, 1] - 0.25: IBP's lower bound of relu(x) - 0 is 0; on [0.25, 0.5] it is 0.25."""
+    """f = (relu(x - 0.25), 0), label 0: over [0, 1] the margin is at least 0, over [0.5, 0.75] at least 0.25."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 2))
     for parameter, literal in zip(model.parameters(), ([[1.0]], [-0.25], [[1.0], [0.0]], [0.0, 0.0]), strict=True):
         parameter.copy_(torch.tensor(literal))

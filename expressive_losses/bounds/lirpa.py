@@ -135,15 +135,15 @@ class Graph:
                 node.eval()
 
     def _keep_requires_grad(self) -> None:
-        """auto_LiRPA sets requires_grad of every parameter to its node's training mode at each pass: make that a no-op."""
+        """auto_LiRPA sets requires_grad of a parameter to its node's training mode at each pass: make that a no-op."""
         for node in self._parameters:
             node.training = node.param.requires_grad
 
     def _trace(self, model: nn.Module, dummy: Tensor):
         """Return the BoundedModule of a copy of the model, then let it share the model's own parameters.
 
-        Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph that exists) and
-        switches their requires_grad: the user's module is left alone.
+        Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph
+        that exists) and         switches their requires_grad: the user's module is left alone.
         """
         traced = copy.deepcopy(model).eval()
         options = {"conv_mode": "matrix", "sparse_features_alpha": False}

@@ -1,4 +1,4 @@
-"""A classifier with bounds: the plain module for forward passes and attacks, auto_LiRPA over the same parameters for bounds."""
+"""A classifier with bounds: a plain module, and auto_LiRPA over the same parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BOUND_METHODS: tuple[str, ...] = get_args(BoundMethod)
 class BoundedNetwork(nn.Module):
     """A classifier on images in pixel units, with sound lower bounds on its margins.
 
-    Normalisation belongs to the network: callers, radii and boxes know pixel units only. The box is normalised before it is
-    bounded, which is exact because (x - mean) / std is affine and increasing in every pixel.
+    Normalisation belongs to the network: callers, radii and boxes know pixel units only. The box is normalised
+    before it is bounded, which is exact because (x - mean) / std is affine and increasing in every pixel.
 
     Args:
         model: maps normalised images (B, *shape) to logits (B, classes).
@@ -71,7 +71,8 @@ class BoundedNetwork(nn.Module):
     ) -> Bounds:
         """Return lower bounds on f_y - f_j over the box, with the bounds on every ReLU's input.
 
-        The last linear layer is merged into the specification (elision), which is tighter than subtracting logit bounds.
+        The last linear layer is merged into the specification (elision), which is tighter than subtracting
+        logit bounds.
 
         Args:
             box: pixel units, (B, *shape).
@@ -98,7 +99,7 @@ class BoundedNetwork(nn.Module):
         return None if statistics is None else {name.removeprefix(prefix): value for name, value in statistics.items()}
 
     def _graph(self, method: BoundMethod) -> lirpa.Graph:
-        """Return the bounded graph, built at first use; alpha-CROWN gets its own because it keeps state on the nodes."""
+        """Return the bounded graph, built at first use; alpha-CROWN has its own: it keeps state on the nodes."""
         own = method == "alpha_crown"
         if own not in self._graphs:
             self._graphs[own] = lirpa.Graph(self.model, self.shape, self.mean)
@@ -111,7 +112,7 @@ class BoundedNetwork(nn.Module):
 
 @contextmanager
 def exact_float32():
-    """Switch TensorFloat-32 off inside the context: it keeps 10 bits of mantissa, too few for a bound that is a claim."""
+    """Switch TensorFloat-32 off inside the context: 10 bits of mantissa are too few for a claim."""
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

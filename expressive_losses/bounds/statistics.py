@@ -26,8 +26,8 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 def record_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Collect the batch statistics of every BatchNorm layer during forward passes inside the context.
 
-    Gradients flow through what is collected, as they do in the published bounds (mean over batch and space, biased variance).
-    A layer used twice keeps its last use.
+    Gradients flow through what is collected, as they do in the published bounds (mean over batch and space,
+    biased variance). A layer used twice keeps its last use.
     """
     collected: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -51,8 +51,8 @@ def record_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Ten
 def use_statistics(module: nn.Module, statistics: BatchStatistics | None) -> Iterator[None]:
     """Evaluate BatchNorm layers with given statistics instead of their running ones; ``None`` means the running ones.
 
-    The module is in eval mode inside the context and back in its former mode after it. No gradient flows into the statistics:
-    this is for attacks and for frozen statistics.
+    The module is in eval mode inside the context and back in its former mode after it. No gradient flows into
+    the statistics: this is for attacks and for frozen statistics.
     """
     layers = batch_norms(module)
     training = module.training
@@ -72,7 +72,8 @@ def use_statistics(module: nn.Module, statistics: BatchStatistics | None) -> Ite
 def refresh_population_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running statistics to the averages over batches of clean images, the layers seen in train mode (CTBench).
 
-    Running statistics are a moving average that lags behind the weights; this recomputes them for the weights as they are.
+    Running statistics are a moving average that lags behind the weights; this recomputes them for the weights
+    as they are.
 
     Args:
         batches: images (B, *shape).

@@ -14,10 +14,12 @@ from expressive_losses.types import BoundedBatch, Box, margins_of
 
 
 class Loss(Plugin):
-    """A training loss. It sees tensors, never a network: everything it needs is declared and computed for it in one order.
+    """A training loss. It sees tensors, never a network: everything it needs is declared and computed for it in
+    one order.
 
     Attributes:
-        needs: of "clean" (logits with gradient), "adv" (adversarial logits), "ibp", "crown_ibp", "crown" (margin bounds).
+        needs: of "clean" (logits with gradient), "adv" (adversarial logits), "ibp", "crown_ibp", "crown"
+            (margin bounds).
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -51,8 +53,8 @@ class Loss(Plugin):
 def verified_cross_entropy(margins: Tensor, reduction: str = "mean") -> Tensor:
     """Return the cross-entropy of the worst case: of logits [0, -margins] with the first as the true class.
 
-    Cross-entropy depends on logit differences only and increases in each f_j - f_y, so on lower bounds of the margins it is
-    an upper bound of the worst-case loss; on exact margins it is the cross-entropy.
+    Cross-entropy depends on logit differences only and increases in each f_j - f_y, so on lower bounds of the
+    margins it is an upper bound of the worst-case loss; on exact margins it is the cross-entropy.
 
     Args:
         margins: (lower bounds on) f_y - f_j, (B, K-1).

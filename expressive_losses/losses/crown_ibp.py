@@ -13,10 +13,11 @@ from expressive_losses.types import BoundedBatch
 
 @LOSSES.register("crown_ibp")
 class CrownIBP(Loss):
-    """(1 - kappa) clean loss + kappa loss of margins mixed from CROWN-IBP (beta) and IBP (1 - beta); beta falls along the ramp.
+    """(1 - kappa) clean loss + kappa loss of margins mixed from CROWN-IBP (beta) and IBP (1 - beta); beta falls
+    along the ramp.
 
-    Both weights move linearly from their start to their end while eps rises. The papers write kappa for the weight of the clean
-    term; here, as in paper "Expressive Losses", it is the weight of the verified one.
+    Both weights move linearly from their start to their end while eps rises. The papers write kappa for the
+    weight of the clean term; here, as in paper "Expressive Losses", it is the weight of the verified one.
 
     Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", equation (9).
     """

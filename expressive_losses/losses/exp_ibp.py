@@ -15,8 +15,8 @@ from expressive_losses.types import BoundedBatch
 class ExpIBP(ExpressiveLoss):
     """adversarial loss ^ (1 - alpha) * IBP loss ^ alpha, on batch means (as published) or per sample.
 
-    Source: the ICLR 2024 version of "Expressive Losses" and its code, which exponentiates batch means; the per-sample form
-    (then averaged) is never larger.
+    Source: the ICLR 2024 version of "Expressive Losses" and its code, which exponentiates batch means; the
+    per-sample form (then averaged) is never larger.
     """
 
     alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: IBP loss")
@@ -32,5 +32,5 @@ class ExpIBP(ExpressiveLoss):
 
 
 def _power(value: Tensor, exponent: float) -> Tensor:
-    """Return value ** exponent; a cross-entropy may underflow to 0, where the gradient of the power would be infinite."""
+    """Return value ** exponent; a cross-entropy may underflow to 0, where the power has no finite gradient."""
     return value.clamp(min=1e-30) ** exponent

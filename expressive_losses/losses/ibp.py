@@ -15,8 +15,8 @@ from expressive_losses.types import BoundedBatch
 class IBP(Loss):
     """(1 - kappa) clean loss + kappa IBP loss (Gowal et al.); kappa moves linearly along the eps ramp.
 
-    Gowal et al. take kappa from 0 to 0.5 (there: 1 to 0.5, the weight of the clean term); Shi et al. drop the clean term:
-    ``kappa_start = kappa_end = 1``, the default.
+    Gowal et al. take kappa from 0 to 0.5 (there: 1 to 0.5, the weight of the clean term); Shi et al. drop the
+    clean term: ``kappa_start = kappa_end = 1``, the default.
 
     Source: paper "On the Effectiveness of Interval Bound Propagation", equation (12).
     """
