@@ -31,6 +31,9 @@ from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.locking import FolderLock
 
+#: Name of the trained network in a run directory.
+TRAINED_MODEL = "model.pt"
+
 _PACKAGES = ("torch", "torchvision", "auto_LiRPA", "numpy", "pydantic", "pyyaml")
 
 
@@ -69,7 +72,7 @@ class RunDirectory:
     @property
     def model(self) -> Path:
         """The trained network."""
-        return self.path / "model.pt"
+        return self.path / TRAINED_MODEL
 
     def start(self, config: Config, device: torch.device) -> None:
         """Write what was asked and on what it runs."""

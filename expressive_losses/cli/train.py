@@ -1,20 +1,16 @@
-"""The command lines: arguments in, exit code out."""
+"""The command line of train.py."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from expressive_losses import config as configs
 from expressive_losses import experiment
-from expressive_losses.errors import UserError
+from expressive_losses.cli.common import choose_device
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
-from expressive_losses.trainer import Interrupted
 
 TRAIN_HELP = """\
 Train a classifier whose robustness can be proven.
@@ -28,34 +24,9 @@ All radii are in pixel units from 0 to 1; fractions such as 8/255 are understood
 """
 
 
-def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
-    """Run a command and turn what can go wrong into an exit code.
-
-    Returns:
-        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM with the state saved.
-    """
-    try:
-        command(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
-        return 130
-    except Interrupted:
-        print("stopped; the state is saved, continue with --resume", file=sys.stderr)
-        return 143
-    return 0
-
-
-def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of train.py."""
-    return run_command(_train, arguments)
-
-
-def _train(arguments: Sequence[str]) -> None:
-    parser = train_parser()
-    options = parser.parse_args(arguments)
+def train(arguments: Sequence[str]) -> None:
+    """Train as the arguments say; see ``--help``."""
+    options = train_parser().parse_args(arguments)
     if options.list:
         print(listing())
         return
@@ -123,22 +94,6 @@ def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:
     if training:
         given.append({"training": training})
     return given + [configs.parse_assignment(text) for text in options.assignments]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" prefers a GPU.
-
-    Raises:
-        UserError: for a device that is not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from None
-    return device
 
 
 def default_run_directory(config: configs.Config) -> Path:
