@@ -27,6 +27,11 @@ FILE_NAME = "ledger.jsonl"
 WITNESSES = "witnesses"
 
 
+def witness_name(index: int) -> str:
+    """Return where the counterexample of an image is, relative to the ledger's folder."""
+    return f"{WITNESSES}/{index:06d}.npy"
+
+
 @dataclass(frozen=True)
 class Row:
     """One image.
@@ -53,7 +58,7 @@ class Row:
     @classmethod
     def of(cls, outcome: Outcome) -> Row:
         """Return the row of an outcome."""
-        witness = None if outcome.witness is None else f"{WITNESSES}/{outcome.index:06d}.npy"
+        witness = None if outcome.witness is None else witness_name(outcome.index)
         return cls(
             index=outcome.index,
             label=outcome.label,
@@ -77,6 +82,8 @@ class Row:
             raise ValueError("it does not have the keys of a row")
         if type(values["index"]) is not int or values["index"] < 0:
             raise ValueError(f"index {values['index']!r}")
+        if not isinstance(values["margin"], float | int | None) or type(values["label"]) is not int:
+            raise ValueError(f"label {values['label']!r}, margin {values['margin']!r}")
         return cls(**{**values, "status": Status(values["status"])})
 
 
@@ -151,7 +158,7 @@ class Ledger:
         if not resume:
             raise UserError(f"{self.path} is there already: --resume, or choose another --out")
         known, rows, good = _parse(self.path, whole)
-        _refuse_other(self.path, known, head)
+        refuse_other(self.path, known, head)
         if good < len(content):
             self._file.truncate(good)
         return rows
@@ -180,6 +187,34 @@ def read_ledger(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
         raise UserError(f"{path}: {error.strerror}; expected a folder that verify.py wrote") from None
     head, rows, _ = _parse(path, content[: content.rfind(b"\n") + 1])
     return head, rows
+
+
+def witness_path(folder: Path, row: Row) -> Path:
+    """Return the file of a row's counterexample.
+
+    Raises:
+        UserError: the row has none, or names a file that is not its own.
+    """
+    if row.witness != witness_name(row.index):
+        raise UserError(f"{folder}: image {row.index} names '{row.witness}' as its counterexample, not its own file")
+    return Path(folder) / row.witness
+
+
+def load_witness(folder: Path, row: Row) -> np.ndarray:
+    """Return the counterexample of a row, (*image), pixel units. Never loads anything but plain numbers.
+
+    Raises:
+        UserError: it is missing, or not an array.
+    """
+    path = witness_path(folder, row)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "not an array of numbers"
+        raise UserError(f"{path}: the counterexample of image {row.index} cannot be read: {reason}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise UserError(f"{path}: expected an array of floats")
+    return array
 
 
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[int, Row], int]:
@@ -215,15 +250,23 @@ def _plain(head: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({"format": FORMAT, **head}, allow_nan=False))
 
 
-def _refuse_other(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def refuse_other(
+    path: Path,
+    known: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    advice: str = "Repeat its settings, or choose another --out",
+) -> None:
+    """Refuse a head that is not the one asked for, naming what differs.
+
+    Raises:
+        UserError: the first three differences.
+    """
     there, here = dict(_flat(known)), dict(_flat(asked))
     differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if differing:
         each = [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]
         what = "; ".join(each[:3])
-        raise UserError(
-            f"{path} answers another question: {what}. Repeat its settings, or choose another --out"
-        )
+        raise UserError(f"{path} answers another question: {what}. {advice}")
 
 
 def _flat(value: Any, prefix: str = ""):

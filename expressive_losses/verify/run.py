@@ -22,6 +22,7 @@ from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Problem, Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.ledger import Ledger
+from expressive_losses.verify.shard import Shard, make_shard
 from expressive_losses.verify.summary import summarize, write_summary
 
 DType = Literal["float32", "float64"]
@@ -46,6 +47,7 @@ def verify(
     dtype: DType = "float32",
     budget: float | None = None,
     progress: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Decide for each image whether its class can change within the l_inf ball of radius ``eps``.
 
@@ -72,6 +74,8 @@ def verify(
         budget: seconds for this call; images not decided by then get no row, count as wrong, and are left to
             ``resume``.
         progress: show a bar.
+        shard: (i, n): only the images i, i + n, i + 2n, ...; :func:`expressive_losses.verify.merge.merge` joins
+            the ledgers of all n. Rows keep the indices of the whole data set.
 
     Returns:
         The summary, see :func:`expressive_losses.verify.summary.summarize`.
@@ -81,15 +85,17 @@ def verify(
             without bounds.
     """
     images, labels = images[:first], labels[:first].long()
-    _check(network, images, labels, eps)
-    head = head_of(network, images, labels, eps, eps_text, stages, dataset, split, first, dtype, seed)
+    check_data(network, images, labels, eps)
+    shard = None if shard is None else make_shard(*shard)
+    indices = range(len(images)) if shard is None else shard.indices(len(images))
+    head = head_of(network, images, labels, eps, eps_text, stages, dataset, split, first, dtype, seed, shard)
     deadline = None if budget is None else time.monotonic() + budget
     cascade = Cascade(stages, batch_size)
-    evaluated = _evaluation_copy(network, torch.device(device), getattr(torch, dtype))
+    evaluated = evaluation_copy(network, torch.device(device), getattr(torch, dtype))
     with Ledger(Path(out), head, resume) as ledger, exact_float32():
-        with tqdm(total=len(images), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
+        with tqdm(total=len(indices), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
             counts = Counter(row.status.value for row in ledger.rows.values())
-            for problem in _problems(evaluated, images, labels, eps, cascade, ledger, seed, deadline):
+            for problem in _problems(evaluated, images, labels, indices, eps, cascade, ledger, seed, deadline):
                 for outcomes in cascade(evaluated, problem):
                     _record(ledger, outcomes, counts, bar)
     attacks = [stage.name for stage in stages if stage.kind == "attack"]
@@ -110,6 +116,7 @@ def head_of(
     first: int | None,
     dtype: str,
     seed: int,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Return the head of the ledger: everything that the rows depend on."""
     return {
@@ -119,6 +126,7 @@ def head_of(
         "split": split,
         "first": first,
         "images": len(images),
+        "shard": None if shard is None else list(shard),
         "eps": eps_text or repr(float(eps)),
         "eps_value": float(eps),
         "stages": [stage.spec() for stage in stages],
@@ -142,7 +150,12 @@ def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: float) -> None:
+def check_data(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: float) -> None:
+    """Refuse data that does not fit the network, before any time is spent.
+
+    Raises:
+        UserError: saying what does not fit.
+    """
     if not (math.isfinite(eps) and eps >= 0):
         raise UserError(f"eps: expected a radius >= 0 in pixel units, got {eps}")
     if len(images) == 0 or len(images) != len(labels):
@@ -155,7 +168,8 @@ def _check(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: float) 
         raise UserError("images: expected uint8, or floats in [0, 1] (pixel units, not normalised)")
 
 
-def _evaluation_copy(network: BoundedNetwork, device: torch.device, dtype: torch.dtype) -> BoundedNetwork:
+def evaluation_copy(network: BoundedNetwork, device: torch.device, dtype: torch.dtype) -> BoundedNetwork:
+    """Return a copy of the network in eval mode; the caller's keeps its mode, device, dtype and gradients."""
     mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
     # The plain module is copied and bounded anew: auto_LiRPA's graphs cannot be copied once they were used.
     copied = BoundedNetwork(copy.deepcopy(network.model), network.shape, network.classes, mean, std)
@@ -166,6 +180,7 @@ def _problems(
     evaluated: BoundedNetwork,
     images: Tensor,
     labels: Tensor,
+    indices: range,
     eps: float,
     cascade: Cascade,
     ledger: Ledger,
@@ -179,14 +194,19 @@ def _problems(
     """
     device, dtype = evaluated.mean.device, evaluated.mean.dtype
     size = cascade.chunk_size(device)
-    for begin in range(0, len(images), size):
-        indices = range(begin, min(begin + size, len(images)))
-        if all(index in ledger.rows for index in indices):
+    for begin in range(0, len(indices), size):
+        mine = indices[begin : begin + size]
+        if all(index in ledger.rows for index in mine):
             continue
-        chunk = images[begin : begin + size].to(device)
-        x = chunk.to(dtype) / 255 if chunk.dtype == torch.uint8 else chunk.to(dtype)
-        y = labels[begin : begin + size].to(device)
-        yield Problem.of(evaluated, x, y, eps, indices, seed, deadline)
+        chunk = images[mine.start : mine.stop : mine.step].to(device)
+        x = pixels(chunk, dtype)
+        y = labels[mine.start : mine.stop : mine.step].to(device)
+        yield Problem.of(evaluated, x, y, eps, mine, seed, deadline)
+
+
+def pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return images in pixel units from 0 to 1: uint8 is divided by 255, floats are taken as they are."""
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
 
 
 def _record(ledger: Ledger, outcomes: Sequence[Outcome], counts: Counter[str], bar: tqdm) -> None:

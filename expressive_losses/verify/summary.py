@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from expressive_losses.registry import VERIFIERS
 from expressive_losses.verify.base import Status
 from expressive_losses.verify.ledger import Row
+from expressive_losses.verify.shard import asked_indices
 
 FILE_NAME = "summary.json"
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
@@ -39,12 +41,12 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
     wrong in each of them, so no figure is flattered.
 
     Args:
-        head: of the ledger; "images" is how many were asked for.
+        head: of the ledger; "images" is how many were asked for, "shard" which of those.
         rows: of the ledger.
         attacks: names of the stages that are attacks, which define adversarial accuracy; without one it is
             ``None``.
     """
-    rows, total, attacks = list(rows), head["images"], set(attacks)
+    rows, total, attacks = list(rows), len(asked_indices(head)), set(attacks)
     counts = Counter(row.status for row in rows)
     natural = len(rows) - counts[Status.MISCLASSIFIED]
     attacked = sum(row.status is Status.FALSIFIED and row.decided_by in attacks for row in rows)
@@ -57,8 +59,14 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
         "status": {status.value: counts[status] for status in Status},
         "decided_by": _by_stage(head, rows),
         "seconds": round(sum(row.seconds for row in rows), 3),
-        "settings": dict(head),
+        "settings": {key: value for key, value in head.items() if key != "format"},
     }
+
+
+def attacks_of(head: Mapping[str, Any]) -> list[str]:
+    """Return the names of the stages of a ledger that are attacks."""
+    names = [stage["name"] for stage in head["stages"]]
+    return [name for name in names if VERIFIERS[name].kind == "attack"]
 
 
 def _accuracy(successes: int, trials: int) -> dict[str, float | int]:
