@@ -1,0 +1,165 @@
+"""The two commands as a person types them: what they print, what they leave, and how they fail."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+from expressive_losses import checkpoint
+from expressive_losses.cli import train_main, verify_main
+
+QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run directory of a small network."""
+    out = tmp_path_factory.mktemp("run")
+    assert train_main(shlex.split(f"--method mtl_ibp --alpha 0.2 {QUICK} --out {out}")) == 0
+    return out
+
+
+def fails(main, line, capsys) -> str:
+    """Run a command that must fail as a user's mistake: exit code 2, one line, no traceback; return the line."""
+    try:
+        code = main(shlex.split(line))
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2, error
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+def test_train_then_verify_as_typed_in_the_readme(trained, capsys):
+    assert verify_main(shlex.split(f"--model {trained} --bound crown --first 30 --device cpu")) == 0
+    printed = capsys.readouterr().out
+    assert "eps 0.1 = 0.1" in printed
+    for word in ("natural", "adversarial", "verified", "decided by", "crown", "unknown"):
+        assert word in printed
+    folder = trained / "verify-crown-eps0.1-test"
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert len(rows) == summary["images"] == 30
+    assert summary["verified"]["count"] == sum(row["status"] == "verified" for row in rows)
+    assert summary["verified"]["count"] <= summary["adversarial"]["count"] <= summary["natural"]["count"]
+
+
+def test_counterexamples_are_in_the_box_and_fool_the_plain_network(trained):
+    out = trained / "attacked"
+    assert verify_main(shlex.split(f"--model {trained} --bound ibp --eps 0.3 --first 60 --out {out} --quiet")) == 0
+    rows = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()[1:]]
+    falsified = [row for row in rows if row["status"] == "falsified"]
+    assert falsified
+    network = checkpoint.network_of(checkpoint.read(trained / "model.pt"))
+    for row in falsified:
+        witness = torch.from_numpy(np.load(out / row["witness"]))[None]
+        assert network(witness).argmax() != row["label"]
+
+
+def test_resume_of_a_cut_ledger_completes_it(trained, capsys):
+    out = trained / "resumed"
+    line = f"--model {trained} --bound ibp --first 40 --out {out} --quiet --batch-size 10"
+    assert verify_main(shlex.split(line)) == 0
+    ledger = out / "ledger.jsonl"
+    whole = ledger.read_text()
+    ledger.write_text(whole[: len(whole) * 2 // 3])  # ends in a torn line
+    assert "--resume" in fails(verify_main, line, capsys)
+    assert verify_main(shlex.split(line + " --resume")) == 0
+    strip = [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in ledger.read_text().splitlines()]
+    assert strip == [{k: v for k, v in json.loads(row).items() if k != "seconds"} for row in whole.splitlines()]
+
+
+def test_ledger_of_another_radius_is_refused(trained, capsys):
+    out = trained / "other"
+    assert verify_main(shlex.split(f"--model {trained} --bound ibp --first 10 --out {out} --quiet")) == 0
+    line = f"--model {trained} --bound ibp --first 10 --out {out} --quiet --resume --eps 0.2"
+    assert "eps" in fails(verify_main, line, capsys)
+
+
+def test_list_and_help(capsys):
+    assert train_main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("mtl_ibp", "cnn7", "digits", "pgd", "smoothed", "adam"))
+    assert verify_main(["--list"]) == 0
+    assert "crown" in capsys.readouterr().out
+    for main in (train_main, verify_main):
+        with pytest.raises(SystemExit) as stop:
+            main(["--help"])
+        assert stop.value.code == 0
+        assert "pixel units" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--method mtl_ipb", "did you mean 'mtl_ibp'"),
+        ("--alpha 2", "alpha"),
+        ("--method standard --alpha 0.5", "unknown key 'alpha'"),
+        ("--eps 8", "did you mean 8/255"),
+        ("--dataset mnits", "did you mean 'mnist'"),
+        ("--model cnn77", "did you mean 'cnn7'"),
+        ("--model no.such:thing", "no.such"),
+        ("--config no/such.yaml", "cannot read the config"),
+        ("--set training.epochs", "expected key=value"),
+        ("--device gpu9", "--device gpu9"),
+        ("--dataset mnist --data-dir /nonexistent", "mnist"),
+        ("--epochs many", "invalid int value"),
+        ("--metod ibp", "unrecognized arguments"),
+        ("--seed -1", "seed"),
+    ],
+)
+def test_mistakes_in_train(line, message, capsys, tmp_path):
+    assert message in fails(train_main, f"{line} --out {tmp_path / 'run'}", capsys)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "--model is missing"),
+        ("--model nowhere.pt", "cannot read the checkpoint"),
+        ("--model {model} --bound crwn", "did you mean 'crown'"),
+        ("--model {model} --eps 2", "did you mean 2/255"),
+        ("--model {model} --first 0", "positive"),
+        ("--model {model} --split validation", "without a validation split"),
+        ("--model {model} --set restarts=3", "stage.key=value"),
+        ("--model {model} --set pgd.restart=3", "did you mean 'restarts'"),
+        ("--model {model} --dataset mnist --data-dir /nonexistent", "mnist"),
+        ("--model {text}", "not a checkpoint"),
+        ("--model {foreign}", "no 'format'"),
+        ("--model {newer}", "newer than this package"),
+        ("--model {pickle}", "could run code"),
+        ("--model {nan}", "not finite"),
+        ("--model {misfit}", "do not fit the model"),
+    ],
+)
+def test_mistakes_in_verify(trained, line, message, capsys, tmp_path):
+    payload = checkpoint.read(trained / "model.pt")
+    files = {name: tmp_path / f"{name}.pt" for name in ("text", "foreign", "newer", "pickle", "nan", "misfit")}
+    files["text"].write_text("hello")
+    torch.save({"weight": torch.zeros(3)}, files["foreign"])
+    torch.save({**payload, "format": 99}, files["newer"])
+    torch.save({**payload, "code": torch.nn.Linear(1, 1)}, files["pickle"])
+    weights = {name: value.clone() for name, value in payload["weights"].items()}
+    weights["0.weight"][0] = torch.nan
+    torch.save({**payload, "weights": weights}, files["nan"])
+    torch.save({**payload, "model": {"name": "cnn_tiny", "width": 5, "hidden": 16}}, files["misfit"])
+    line = line.format(model=trained, **files)
+    assert message in fails(verify_main, f"{line} --out {tmp_path / 'out'}", capsys)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    """A write that fails midway is reported in one line and the file of before is still whole."""
+    from expressive_losses.errors import UserError
+
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, {"format": 1, "value": torch.ones(3)})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(path, {"format": 1, "value": torch.zeros(3)})
+    assert torch.equal(checkpoint.read(path)["value"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]

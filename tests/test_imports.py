@@ -1,0 +1,80 @@
+"""The architecture, enforced: a part imports only from the layers below it, and bounds/ alone imports auto_LiRPA."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "expressive_losses"
+
+#: From the bottom up. Parts of one layer do not import each other.
+LAYERS = (
+    ("errors",),
+    ("registry", "types", "locking"),
+    ("config", "schedules", "optimizers"),
+    ("bounds", "attacks", "losses", "models", "data"),
+    ("regularizers", "initialize", "verify"),
+    ("step", "evaluate", "checkpoint"),
+    ("run", "progress"),
+    ("trainer", "results"),
+    ("experiment",),
+    ("cli",),
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of everything that a file imports, at any depth of the code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_part_has_a_layer():
+    parts = {part_of(path) for path in FILES} - {"__init__"}
+    assert parts == set(LEVEL), parts ^ set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    part = part_of(path)
+    for name in imported(path):
+        words = name.split(".")
+        if words[0] != "expressive_losses" or len(words) == 1:
+            continue
+        other = words[1]
+        if other == part or other not in LEVEL:
+            continue
+        assert part == "__init__" or LEVEL[other] < LEVEL[part], f"{part} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_bounds_imports_auto_lirpa(path):
+    if part_of(path) != "bounds":
+        assert not [name for name in imported(path) if name.split(".")[0] == "auto_LiRPA"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_evaluates_text_or_unpickles(path):
+    """No eval, exec, shell, pickle.load, yaml.load, or torch.load without weights_only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in ("eval", "exec", "compile", "os.system", "os.popen", "yaml.load", "pickle.load", "pickle.loads")
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        assert keywords.get("shell", "False") == "False"
+        if called.endswith("torch.load"):
+            assert keywords.get("weights_only") == "True"
