@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -103,14 +103,18 @@ class Ledger:
             another process writes it.
     """
 
+    file_name: ClassVar[str] = FILE_NAME
+    format: ClassVar[str] = FORMAT
+    row_type: ClassVar[type] = Row
+
     def __init__(self, folder: Path, head: Mapping[str, Any], resume: bool = False) -> None:
         self.folder = Path(folder)
-        self.path = self.folder / FILE_NAME
+        self.path = self.folder / self.file_name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")
         try:
             self._lock()
-            self.rows = self._restore(_plain(head), resume)
+            self.rows = self._restore(_plain({"format": self.format, **head}), resume)
         except BaseException:
             self._file.close()
             raise
@@ -125,13 +129,21 @@ class Ledger:
     def append(self, outcome: Outcome) -> Row:
         """Write an outcome: first its counterexample, then its row, flushed."""
         row = Row.of(outcome)
+        if row.index not in self.rows and row.witness is not None:
+            self._save(self.folder / row.witness, outcome.witness)
+        self.append_row(row)
+        return row
+
+    def append_row(self, row: Any) -> None:
+        """Write a row, flushed.
+
+        Raises:
+            UserError: when its image has one.
+        """
         if row.index in self.rows:
             raise UserError(f"{self.path}: image {row.index} is there already")
-        if row.witness is not None:
-            self._save(self.folder / row.witness, outcome.witness)
         self._write(asdict(row))
         self.rows[row.index] = row
-        return row
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -157,7 +169,7 @@ class Ledger:
             return {}
         if not resume:
             raise UserError(f"{self.path} is there already: --resume, or choose another --out")
-        known, rows, good = _parse(self.path, whole)
+        known, rows, good = _parse(self.path, whole, type(self))
         refuse_other(self.path, known, head)
         if good < len(content):
             self._file.truncate(good)
@@ -172,7 +184,7 @@ class Ledger:
         np.save(path, witness.numpy())
 
 
-def read_ledger(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
+def read_ledger(folder: Path, kind: type[Ledger] = Ledger) -> tuple[dict[str, Any], dict[int, Any]]:
     """Return the head and the rows, by index, of a folder's ledger, without a change to it.
 
     A torn last line, left by a run that died, is ignored.
@@ -180,12 +192,12 @@ def read_ledger(folder: Path) -> tuple[dict[str, Any], dict[int, Row]]:
     Raises:
         UserError: there is none, or it is corrupt.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / kind.file_name
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a folder that verify.py wrote") from None
-    head, rows, _ = _parse(path, content[: content.rfind(b"\n") + 1])
+    head, rows, _ = _parse(path, content[: content.rfind(b"\n") + 1], kind)
     return head, rows
 
 
@@ -217,14 +229,14 @@ def load_witness(folder: Path, row: Row) -> np.ndarray:
     return array
 
 
-def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[int, Row], int]:
+def _parse(path: Path, content: bytes, kind: type[Ledger]) -> tuple[dict[str, Any], dict[int, Any], int]:
     """Return head, rows, and how many bytes are good: a last line that is no row is dropped."""
     lines = content.splitlines(keepends=True)
-    head = _parse_head(path, lines[0] if lines else b"")
-    rows: dict[int, Row] = {}
+    head = _parse_head(path, lines[0] if lines else b"", kind.format)
+    rows: dict[int, Any] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
-            row = Row.parse(line)
+            row = kind.row_type.parse(line)
         except (ValueError, TypeError) as error:
             if number == len(lines):
                 return head, rows, len(content) - len(line)
@@ -235,19 +247,19 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[int, Row], 
     return head, rows, len(content)
 
 
-def _parse_head(path: Path, line: bytes) -> dict[str, Any]:
+def _parse_head(path: Path, line: bytes, format: str) -> dict[str, Any]:
     try:
         head = json.loads(line)
     except ValueError:
         head = None
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise UserError(f"{path}: the first line is not the head of a ledger of format {FORMAT}")
+    if not isinstance(head, dict) or head.get("format") != format:
+        raise UserError(f"{path}: the first line is not the head of a ledger of format {format}")
     return head
 
 
 def _plain(head: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the head as it comes back from JSON, with its format."""
-    return json.loads(json.dumps({"format": FORMAT, **head}, allow_nan=False))
+    """Return the head as it comes back from JSON."""
+    return json.loads(json.dumps(dict(head), allow_nan=False))
 
 
 def refuse_other(

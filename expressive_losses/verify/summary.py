@@ -84,9 +84,9 @@ def _by_stage(head: Mapping[str, Any], rows: list[Row]) -> dict[str, dict[str, f
     return table
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Write ``summary.json`` atomically: a reader sees the old file or the new one, never half of it."""
-    path = Path(folder) / FILE_NAME
+def write_summary(folder: Path, summary: Mapping[str, Any], name: str = FILE_NAME) -> Path:
+    """Write ``summary.json`` (or ``name``) atomically: a reader sees the old file or the new one, never half of it."""
+    path = Path(folder) / name
     temporary = path.with_suffix(".json.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=2, allow_nan=False)

@@ -1,0 +1,283 @@
+"""How far can each image be certified? The largest radius at which a bound holds, by bisection."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.network import exact_float32
+from expressive_losses.errors import UserError
+from expressive_losses.types import Box
+from expressive_losses.verify.base import Problem, Status, Verifier
+from expressive_losses.verify.cascade import Cascade
+from expressive_losses.verify.clean import Clean
+from expressive_losses.verify.ledger import Ledger, read_ledger
+from expressive_losses.verify.run import DType, check_data, evaluation_copy, head_of, pixels
+from expressive_losses.verify.shard import Shard, asked_indices, make_shard
+from expressive_losses.verify.summary import wilson, write_summary
+
+SUMMARY_NAME = "radius.json"
+
+
+@dataclass(frozen=True)
+class RadiusRow:
+    """One image.
+
+    Attributes:
+        index: in the data set.
+        label, prediction: classes; the prediction is of the clean image.
+        radius: the largest one tried at which a bound held, pixel units; 0 where only the clean image is known to be
+            classified as its label; ``None`` where it is not.
+        failed: the smallest one tried above ``radius``, where no bound held; ``None`` where the largest radius held.
+        decided_by: the stage whose bound held at ``radius``, or ``None``.
+        seconds: the image's share of the time of its batches.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    radius: float | None
+    failed: float | None
+    decided_by: str | None
+    seconds: float
+
+    @classmethod
+    def parse(cls, line: bytes) -> RadiusRow:
+        """Read a line.
+
+        Raises:
+            ValueError: when it is not a row.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            raise ValueError("it does not have the keys of a row")
+        if type(values["index"]) is not int or values["index"] < 0:
+            raise ValueError(f"index {values['index']!r}")
+        if not isinstance(values["radius"], float | int | None):
+            raise ValueError(f"radius {values['radius']!r}")
+        return cls(**values)
+
+
+class RadiusLedger(Ledger):
+    """The ledger ``radius.jsonl``."""
+
+    file_name: ClassVar[str] = "radius.jsonl"
+    format: ClassVar[str] = "expressive-losses-radius-1"
+    row_type: ClassVar[type] = RadiusRow
+
+
+def certified_radii(
+    network: BoundedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    largest: float,
+    stages: Sequence[Verifier],
+    out: Path | str,
+    *,
+    largest_text: str | None = None,
+    steps: int = 10,
+    dataset: str = "",
+    split: str = "",
+    first: int | None = None,
+    batch_size: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: DType = "float32",
+    budget: float | None = None,
+    progress: bool = True,
+    shard: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Find for each image the largest radius up to ``largest`` that the bounds certify, to ``largest / 2^steps``.
+
+    Bisection between a radius that held and one that did not. Bounds need not be monotone in the radius, so a larger
+    one might hold too; what is reported held itself, and with it, by inclusion, every smaller radius. Writes
+    ``radius.jsonl`` and ``radius.json`` to ``out``.
+
+    Args:
+        network, images, labels: as for :func:`expressive_losses.verify.run.verify`, like all that is not named here.
+        largest: the largest radius to try, pixel units.
+        stages: from ``build_stages``; those that can prove are used, each on what those before it did not prove.
+        out: folder of the results.
+        largest_text: ``largest`` as the user wrote it.
+        steps: bisections.
+
+    Returns:
+        The summary, see :func:`summarize_radii`.
+
+    Raises:
+        UserError: no stage that can prove, data that does not fit, a ledger of another question.
+    """
+    images, labels = images[:first], labels[:first].long()
+    check_data(network, images, labels, largest)
+    stages = [stage for stage in stages if stage.kind in ("bound", "complete")]
+    if not stages or not largest > 0 or steps < 1:
+        raise UserError("radius: expected a bound, a largest radius > 0 and at least one step")
+    part = make_shard(*shard) if shard else None
+    head = _head(
+        network, images, labels, largest, largest_text, stages, dataset, split, first, dtype, seed, part, steps
+    )
+    deadline = None if budget is None else time.monotonic() + budget
+    evaluated = evaluation_copy(network, torch.device(device), getattr(torch, dtype))
+    cascade = Cascade(stages, batch_size)
+    indices = asked_indices(head)
+    with RadiusLedger(Path(out), head, resume) as ledger, exact_float32():
+        with tqdm(total=len(indices), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
+            for problem in _problems(evaluated, images, labels, indices, cascade, ledger, seed, deadline):
+                rows = _bisect(evaluated, problem, cascade, largest, steps)
+                for row in rows:
+                    ledger.append_row(row)
+                ledger.sync()
+                bar.update(len(rows))
+    summary = summarize_radii(head, ledger.rows.values())
+    write_summary(Path(out), summary, SUMMARY_NAME)
+    return summary
+
+
+def read_radii(folder: Path | str) -> tuple[dict[str, Any], dict[int, RadiusRow]]:
+    """Return head and rows of a folder's ``radius.jsonl``.
+
+    Raises:
+        UserError: there is none, or it is corrupt.
+    """
+    return read_ledger(Path(folder), RadiusLedger)
+
+
+def summarize_radii(head: Mapping[str, Any], rows: Iterable[RadiusRow], points: int = 20) -> dict[str, Any]:
+    """Return the certified accuracy at ``points`` + 1 radii from 0 to the largest, and the middle of the radii.
+
+    Images without a row count as not certified.
+    """
+    rows = list(rows)
+    total, largest = len(asked_indices(head)), head["eps_value"]
+    radii = [row.radius or 0.0 for row in rows]
+    return {
+        "images": total,
+        "not_reached": total - len(rows),
+        "mean_radius": mean(radii) if radii else 0.0,
+        "median_radius": median(radii) if radii else 0.0,
+        "accuracy": [accuracy_at(rows, largest * at / points, total) for at in range(points + 1)],
+        "seconds": round(sum(row.seconds for row in rows), 3),
+        "settings": {key: value for key, value in head.items() if key != "format"},
+    }
+
+
+def accuracy_at(rows: Iterable[RadiusRow], eps: float, total: int) -> dict[str, float | int]:
+    """Return which share of ``total`` images is certified at ``eps``, in percent, with its Wilson interval.
+
+    A radius may have been rounded to float32 when it was tried: 1e-6 of ``eps`` may be missing.
+    """
+    count = sum(row.radius is not None and row.radius >= eps * (1 - 1e-6) for row in rows)
+    low, high = wilson(count, total)
+    return {"eps": eps, "percent": 100 * count / max(total, 1), "low": low, "high": high, "count": count}
+
+
+def radius_table(summary: Mapping[str, Any]) -> str:
+    """Return certified accuracy against radius as text for a terminal."""
+    lines = [f"{'eps':>8} {'certified %':>12}   95 % interval    images"]
+    for at in summary["accuracy"]:
+        interval = f"[{at['low']:.2f}, {at['high']:.2f}]"
+        lines.append(f"{at['eps']:>8.4g} {at['percent']:>12.2f}   {interval:<16} {at['count']} of {summary['images']}")
+    lines.append(f"mean radius {summary['mean_radius']:.4g}, median {summary['median_radius']:.4g}")
+    return "\n".join(lines)
+
+
+def _head(
+    network, images, labels, largest, text, stages, dataset, split, first, dtype, seed, shard: Shard | None, steps
+):
+    head = head_of(network, images, labels, largest, text, stages, dataset, split, first, dtype, seed, shard)
+    return {"format": RadiusLedger.format, **head, "steps": steps}
+
+
+def _problems(
+    evaluated: BoundedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    indices: range,
+    cascade: Cascade,
+    ledger: RadiusLedger,
+    seed: int,
+    deadline: float | None,
+) -> Iterator[Problem]:
+    device, dtype = evaluated.mean.device, evaluated.mean.dtype
+    missing = [index for index in indices if index not in ledger.rows]
+    size = cascade.chunk_size(device)
+    for begin in range(0, len(missing), size):
+        mine = missing[begin : begin + size]
+        x = pixels(images[mine].to(device), dtype)
+        problem = Problem.of(evaluated, x, labels[mine].to(device), 0.0, mine, seed, deadline)
+        if problem.is_late():
+            return
+        yield problem
+
+
+class _Interval:
+    """For each image of a problem, a radius that held and one that did not."""
+
+    def __init__(self, count: int, largest: float, like: Tensor) -> None:
+        self.held = like.new_zeros(count)
+        self.failed = like.new_full((count,), largest)
+        self.by: list[str | None] = [None] * count
+        self.open = list(range(count))
+
+    def record(self, tried: Tensor, proofs: Mapping[int, str | None]) -> None:
+        """Move one end to ``tried`` (of the open images): the lower where a stage has proven it, else the upper."""
+        for at, eps in zip(list(self.open), tried, strict=True):
+            if proofs[at] is None:
+                self.failed[at] = eps
+            else:
+                self.held[at], self.by[at] = eps, proofs[at]
+        self.open = [at for at in self.open if self.held[at] < self.failed[at]]
+
+
+def _bisect(network: BoundedNetwork, problem: Problem, cascade: Cascade, largest: float, steps: int) -> list[RadiusRow]:
+    """Return the rows of a problem; none when its deadline passes before they are final."""
+    began = time.monotonic()
+    clean = Clean()(network, problem)
+    interval = _Interval(len(problem), largest, problem.images)
+    interval.open = [at for at, status in enumerate(clean.status) if status is not Status.MISCLASSIFIED]
+    for step in range(steps + 1):
+        middle = (interval.held + interval.failed) / 2 if step else interval.failed
+        tried = middle[interval.open]
+        proofs = _proofs(network, problem, cascade, interval.open, tried)
+        if problem.is_late():
+            return []
+        interval.record(tried, proofs)
+    seconds = (time.monotonic() - began) / len(problem)
+    return [
+        RadiusRow(
+            index=index,
+            label=int(problem.labels[at]),
+            prediction=int(clean.predictions[at]),
+            radius=None if clean.status[at] is Status.MISCLASSIFIED else interval.held[at].item(),
+            failed=interval.failed[at].item() if at in interval.open else None,
+            decided_by=interval.by[at],
+            seconds=round(seconds, 6),
+        )
+        for at, index in enumerate(problem.indices)
+    ]
+
+
+def _proofs(
+    network: BoundedNetwork, problem: Problem, cascade: Cascade, rows: Sequence[int], eps: Tensor
+) -> dict[int, str | None]:
+    """Return by which stage each of the images is verified at its own radius."""
+    if not rows:
+        return {}
+    chosen = problem.select(rows)
+    box = Box.around(chosen.images, eps.view(-1, *[1] * (chosen.images.ndim - 1)))
+    margins = torch.full_like(chosen.margins, -torch.inf)
+    indices = tuple(rows)  # positions, so that outcomes can be told apart
+    asked = Problem(chosen.images, chosen.labels, box, margins, indices, problem.seed, problem.deadline)
+    outcomes = [one for batch in cascade(network, asked) for one in batch]
+    return {one.index: one.decided_by if one.status is Status.VERIFIED else None for one in outcomes}

@@ -1,0 +1,119 @@
+"""Certified radii: exact on linear networks, each one proven itself, resumable."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.errors import UserError
+from expressive_losses.types import Box, margins_of
+from expressive_losses.verify import build_stages
+from expressive_losses.verify.radius import certified_radii, radius_table, read_radii
+
+LARGEST = 0.25
+
+
+def linear() -> BoundedNetwork:
+    torch.manual_seed(0)
+    return BoundedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), 3, [0.4], [0.5]).eval()
+
+
+def mlp() -> BoundedNetwork:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    return BoundedNetwork(model, (1, 2, 2), 3).eval()
+
+
+def data(network, count=20):
+    """Images at least LARGEST away from 0 and 1, so that no ball is clipped; every fifth label is wrong."""
+    x = 0.3 + 0.4 * torch.rand(count, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    labels = network(x).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 3
+    return x, labels
+
+
+def run(network, out, bound="ibp,crown", **options):
+    images, labels = data(network)
+    return certified_radii(network, images, labels, LARGEST, build_stages(bound), out, progress=False, **options)
+
+
+@pytest.mark.parametrize("bound, batch_size", [("crown", None), ("ibp", 3), ("crown_ibp", None)])
+def test_exact_on_a_linear_network(tmp_path, bound, batch_size):
+    """f_y - f_j changes by at most eps * sum |w_y - w_j| / std, and does: the radius is the margin over that sum."""
+    network = linear()
+    run(network, tmp_path, bound, batch_size=batch_size, steps=12)
+    images, labels = data(network)
+    weight = network.model[1].weight.detach() / 0.5
+    slopes = (weight.unsqueeze(1) - weight.unsqueeze(0)).abs().sum(2)  # (K, K)
+    others = torch.tensor([[j for j in range(3) if j != y] for y in labels])
+    exact = (margins_of(network(images), labels) / slopes[labels.unsqueeze(1), others]).min(1).values
+    for index, row in read_radii(tmp_path)[1].items():
+        if exact[index] <= 0:
+            assert row.radius is None and row.failed is None
+        else:
+            want = min(exact[index].item(), LARGEST)
+            # 1e-4: bounds must exceed the tolerance of 1e-5 logits, at slopes above 0.1
+            assert want - LARGEST / 2**12 - 1e-4 <= row.radius <= want + 1e-6
+    assert sum(row.radius is None for row in read_radii(tmp_path)[1].values()) == 4
+
+
+def test_what_is_reported_held(tmp_path):
+    network = mlp()
+    run(network, tmp_path)
+    images, labels = data(network)
+    rows = read_radii(tmp_path)[1].values()
+    assert {row.decided_by for row in rows} >= {"crown", None}
+    for row in rows:
+        if row.decided_by:
+            at = slice(row.index, row.index + 1)
+            box = Box.around(images[at], row.radius)
+            assert (network.margins(box, labels[at], row.decided_by) > 0).all()
+            assert row.failed is None or row.radius < row.failed <= row.radius + LARGEST / 2**10 + 1e-6
+
+
+def test_more_bounds_reach_farther(tmp_path):
+    network = mlp()
+    run(network, tmp_path / "ibp", "ibp")
+    run(network, tmp_path / "both", "ibp,crown")
+    one, both = (read_radii(tmp_path / name)[1] for name in ("ibp", "both"))
+    assert all((one[i].radius or 0) <= (both[i].radius or 0) + LARGEST / 2**9 for i in one)
+
+
+def test_summary_counts(tmp_path):
+    summary = run(mlp(), tmp_path)
+    rows = read_radii(tmp_path)[1].values()
+    table = summary["accuracy"]
+    assert table[0]["count"] == 16 and table[0]["eps"] == 0  # what is classified correctly
+    assert table[-1]["count"] == sum(row.failed is None and row.radius is not None for row in rows)
+    assert all(after["count"] <= before["count"] for before, after in zip(table, table[1:], strict=False))
+    assert json.loads((tmp_path / "radius.json").read_text()) == summary
+    assert "mean radius" in radius_table(summary)
+
+
+def test_resume_and_refusal(tmp_path):
+    network = mlp()
+    run(network, tmp_path, batch_size=5)
+    path = tmp_path / "radius.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:8]) + b'{"index"')
+    run(network, tmp_path, batch_size=5, resume=True)
+    rows = read_radii(tmp_path)[1]
+    assert sorted(rows) == list(range(20))
+    with pytest.raises(UserError, match="there already"):
+        run(network, tmp_path)
+    with pytest.raises(UserError, match="steps is 10 there, 4 here"):
+        run(network, tmp_path, resume=True, steps=4)
+
+
+def test_no_time_no_rows(tmp_path):
+    summary = run(mlp(), tmp_path, budget=0.0)
+    assert summary["not_reached"] == 20 and summary["accuracy"][0]["count"] == 0
+
+
+def test_needs_a_bound(tmp_path):
+    with pytest.raises(UserError, match="expected a bound"):
+        run(mlp(), tmp_path, bound="clean,pgd")
