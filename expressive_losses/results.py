@@ -38,7 +38,9 @@ def write_rows(runs: Sequence[Path], path: Path) -> None:
 
 def _figures(path: Path) -> dict[str, Any]:
     summary = json.loads(path.read_text(encoding="utf-8"))
-    return {key: summary[key] for key in ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")}
+    return {
+        key: summary[key] for key in ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")
+    }
 
 
 def _portable(command: Sequence[str]) -> str:

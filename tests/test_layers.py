@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from test_soundness import INSTANCES, instance
 from torch import nn
 
-from expressive_losses.bounds.layers import extract
+from expressive_losses.bounds.layers import extract, without_max_pool
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 
@@ -97,6 +97,14 @@ def test_intervals_hold_in_every_layer(name):
             point = torch.where(point > x, box.upper, box.lower)
         for bounds, value in zip(boxes, graph.values(point), strict=True):
             assert bounds.contains(value, atol=1e-4).all()
+
+
+@torch.no_grad()
+def test_max_pooling_as_relus():
+    model, x = everything(), torch.rand(5, 2, 10, 10)
+    graph = without_max_pool(extract(model, (2, 10, 10), x))
+    assert {layer.kind for layer in graph.layers} == {"input", "affine", "relu", "add"}
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_is_folded_only_where_nothing_else_reads_the_layer():

@@ -17,10 +17,24 @@ def test_the_loss_example_is_short_and_trains(tmp_path):
     code = re.search("```python\n(.*?)```", section("example"), re.DOTALL).group(1)
     assert len(code.splitlines()) < 20
     (tmp_path / "my_loss.py").write_text(code)
-    line = ["--set", "plugins=[my_loss]", "--method", "max_ibp", "--alpha", "0.3", "--epochs", "1", "--out", "run", "--quiet"]
+    line = [
+        "--set",
+        "plugins=[my_loss]",
+        "--method",
+        "max_ibp",
+        "--alpha",
+        "0.3",
+        "--epochs",
+        "1",
+        "--out",
+        "run",
+        "--quiet",
+    ]
     assert " ".join(line[:6]) in README
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, ROOT / "train.py", *line], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *line], cwd=tmp_path, env=environment, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "run" / "model.pt").exists()
 

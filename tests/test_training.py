@@ -26,7 +26,13 @@ CPU = torch.device("cpu")
 
 def config(*assignments: str):
     """A small, quick experiment on the digits."""
-    quick = ("training.epochs=3", "model.width=4", "model.hidden=16", "training.batch_size=256", "training.evaluate_every=3")
+    quick = (
+        "training.epochs=3",
+        "model.width=4",
+        "model.hidden=16",
+        "training.batch_size=256",
+        "training.evaluate_every=3",
+    )
     return load(None, [parse_assignment(text) for text in (*quick, *assignments)])
 
 
@@ -104,7 +110,9 @@ def test_stopped_at_any_step_and_resumed_is_bit_identical(tmp_path, stop_after):
 
 
 def command(out, *more: str) -> list[str]:
-    sets = [f"--set={text}" for text in ("training.epochs=6", "model.width=4", "model.hidden=16", "training.batch_size=128")]
+    sets = [
+        f"--set={text}" for text in ("training.epochs=6", "model.width=4", "model.hidden=16", "training.batch_size=128")
+    ]
     return [sys.executable, str(ROOT / "train.py"), "--quiet", "--device=cpu", f"--out={out}", *sets, *more]
 
 
@@ -179,7 +187,9 @@ def test_a_second_process_is_refused(tmp_path):
 
 def batch(seed: int = 0):
     torch.manual_seed(seed)
-    network = BoundedNetwork(MODELS.build({"name": "cnn_tiny", "width": 4, "hidden": 8}).build((1, 8, 8), 4), (1, 8, 8), 4)
+    network = BoundedNetwork(
+        MODELS.build({"name": "cnn_tiny", "width": 4, "hidden": 8}).build((1, 8, 8), 4), (1, 8, 8), 4
+    )
     return network, torch.rand(16, 1, 8, 8), torch.randint(4, (16,))
 
 

@@ -145,7 +145,7 @@ class Graph:
         Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph
         that exists) and         switches their requires_grad: the user's module is left alone.
         """
-        traced = copy.deepcopy(model).eval()
+        traced = _with_all_parameters(copy.deepcopy(model).eval())
         options = {"conv_mode": "matrix", "sparse_features_alpha": False}
         try:
             bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
@@ -153,6 +153,25 @@ class Graph:
             raise UserError(f"auto_LiRPA cannot bound this network: {error}") from error
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for node in bounded._modules.values():
-            if type(node).__name__ == "BoundParams":
+            if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
                 node.param = parameters[node.ori_name]
         return bounded
+
+
+def _with_all_parameters(model: nn.Module) -> nn.Module:
+    """Give linear layers without bias one of 0, and BatchNorm without weights those of the identity, in place.
+
+    auto_LiRPA 0.3 knows neither a BatchNorm without weights nor the specification merged into a linear layer
+    without bias.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            layer.bias = _constant(layer.weight.new_zeros(layer.out_features))
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is None:
+            layer.weight = _constant(torch.ones_like(layer.running_mean))
+            layer.bias = _constant(torch.zeros_like(layer.running_mean))
+    return model
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import lirpa
+from expressive_losses.bounds.interval import chain_of, interval_bounds
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.errors import UserError
 from expressive_losses.types import Bounds, Box, specification
@@ -29,6 +30,9 @@ class BoundedNetwork(nn.Module):
         shape: image shape (C, H, W).
         classes: number of logits K.
         mean, std: per channel, in pixel units.
+        fast_intervals: compute IBP on plain chains without auto_LiRPA (same bounds, less time and memory);
+            other networks
+            and other methods go to auto_LiRPA in any case.
 
     Raises:
         UserError: when a standard deviation is not positive.
@@ -41,6 +45,7 @@ class BoundedNetwork(nn.Module):
         classes: int,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
+        fast_intervals: bool = True,
     ) -> None:
         super().__init__()
         if min(std) <= 0:
@@ -51,6 +56,7 @@ class BoundedNetwork(nn.Module):
         per_channel = (1, -1) + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(per_channel))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(per_channel))
+        self._chain = chain_of(model) if fast_intervals else None
         self._graphs: dict[bool, lirpa.Graph] = {}
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -87,6 +93,8 @@ class BoundedNetwork(nn.Module):
         if method not in BOUND_METHODS:
             raise UserError(f"unknown bound '{method}'; known: {', '.join(BOUND_METHODS)}")
         normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
+        if method == "ibp" and self._chain is not None:
+            return interval_bounds(self._chain, normalised, labels, self._statistics(statistics))
         matrices = specification(labels, self.classes, normalised.lower.dtype)
         return self._graph(method).bounds(normalised, matrices, method, self._statistics(statistics), **options)
 

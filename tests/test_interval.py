@@ -1,0 +1,85 @@
+"""The fast interval path equals auto_LiRPA's: margins, hidden bounds, gradients, on every model that it takes."""
+
+import pytest
+import torch
+from test_soundness import CLASSES, INSTANCES, data, instance
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork, record_statistics
+from expressive_losses.bounds.interval import chain_of
+from expressive_losses.types import Box
+
+CHAINS = [name for name in INSTANCES if name != "resnet"]
+
+
+def both(name: str) -> tuple[BoundedNetwork, BoundedNetwork]:
+    """The network with the fast path, and one over the same module without."""
+    fast = instance(name)
+    mean, std = fast.mean.flatten().tolist(), fast.std.flatten().tolist()
+    slow = BoundedNetwork(fast.model, fast.shape, CLASSES, mean, std, fast_intervals=False)
+    assert fast._chain is not None
+    assert slow._chain is None
+    return fast, slow.eval()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+def test_equals_auto_lirpa_with_gradients(name, training):
+    fast, slow = both(name)
+    x, labels = data(fast, size=6)
+    statistics = None
+    box = Box.around(x, 0.05)
+    gradients, results = [], []
+    for network in (fast, slow):
+        if training:
+            network.train()
+            with record_statistics(network) as statistics:
+                network(x)
+        network.zero_grad()
+        bounds = network.bounds(box, labels, "ibp", statistics)
+        widths = sum(hidden.half_width.mean() for hidden in bounds.relu_inputs)
+        (bounds.margins.mean() + widths).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+        results.append(bounds)
+    assert len(results[0].relu_inputs) == len(results[1].relu_inputs)
+    torch.testing.assert_close(results[0].margins, results[1].margins, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(results[0].relu_inputs, results[1].relu_inputs, strict=True):
+        torch.testing.assert_close(ours.lower, theirs.lower, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.upper, theirs.upper, rtol=1e-4, atol=1e-5)
+    # the bias before a BatchNorm has gradient 0 up to rounding: compare on the scale of the largest gradient
+    scale = max(float(gradient.abs().max()) for gradient in gradients[1])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Flatten(), nn.Linear(16, 8), nn.Sigmoid(), nn.Linear(8, 4)],
+        [nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4)],
+        [nn.Flatten(), nn.Linear(16, 4), nn.ReLU()],
+        [nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)],
+        [nn.Flatten(0), nn.Linear(16, 4)],
+        [nn.ReLU(), nn.Flatten(), nn.Linear(16, 4)],
+    ],
+    ids=["sigmoid", "norm after relu", "ends in relu", "circular padding", "flattens the batch", "starts with relu"],
+)
+def test_whatever_is_no_chain_goes_to_auto_lirpa(layers):
+    assert chain_of(nn.Sequential(*layers)) is None
+
+
+def test_unusual_convolutions_and_layers_without_parameters():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=2, dilation=2, groups=2, bias=False),
+        nn.BatchNorm2d(4, affine=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 6, bias=False),
+        nn.Linear(6, CLASSES, bias=False),
+    )
+    x, labels = torch.rand(3, 2, 8, 8), torch.tensor([0, 1, 3])
+    box = Box.around(x, 0.1)
+    fast, slow = (BoundedNetwork(model, (2, 8, 8), CLASSES, fast_intervals=flag).eval() for flag in (True, False))
+    assert fast._chain is not None
+    torch.testing.assert_close(fast.margins(box, labels), slow.margins(box, labels), rtol=1e-4, atol=1e-5)
