@@ -64,7 +64,7 @@ class Graph:
         Args:
             box: (B, *shape).
             matrices: C, (B, M, K).
-            method: "ibp", "crown_ibp", "crown" or "alpha_crown".
+            method: "ibp", "ibp_logits", "crown_ibp", "crown" or "alpha_crown".
             statistics: by BatchNorm layer; ``None``: the module's running ones.
             iterations, lr, decay: alpha-CROWN: steps of Adam on the slopes, their step size and its decay per step.
             fix_intermediate: alpha-CROWN: keep CROWN's bounds on the hidden layers (fast) or optimise those too (slow).
@@ -74,9 +74,35 @@ class Graph:
         try:
             if method == "alpha_crown":
                 return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
+            if method == "ibp_logits":
+                return self._ibp_logits(box, matrices)
             return self._compute(box, matrices, method)
         finally:
             self._bounded._clear_and_set_new(None)  # nothing of this pass stays alive on the nodes
+
+    def ibp_and_crown_ibp(
+        self, box: Box, matrices: Tensor, statistics: BatchStatistics | None = None
+    ) -> tuple[Bounds, Bounds]:
+        """Return both bounds for the price of CROWN-IBP, whose first pass is IBP up to the margins.
+
+        Args:
+            box, matrices, statistics: see :meth:`bounds`.
+        """
+        self._set_statistics(statistics)
+        self._keep_requires_grad()
+        try:
+            crown_ibp = self._compute(box, matrices, "crown_ibp")
+            return Bounds(self._bounded.ibp_lower, box, crown_ibp.relu_inputs), crown_ibp
+        finally:
+            self._bounded._clear_and_set_new(None)
+
+    def _ibp_logits(self, box: Box, matrices: Tensor) -> Bounds:
+        """Bound the logits, then their differences: each margin at the worst of its own."""
+        norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
+        lower, upper = self._bounded.compute_bounds(x=(self._lirpa.BoundedTensor(box.lower, norm),), method="IBP")
+        positive, negative = matrices.clamp(min=0), matrices.clamp(max=0)
+        margins = positive @ lower.unsqueeze(2) + negative @ upper.unsqueeze(2)
+        return Bounds(margins.squeeze(2), box, self._relu_inputs())
 
     def _alpha_crown(self, box, matrices, iterations, lr, decay, fix_intermediate) -> Bounds:
         self._bounded.set_bound_opts(
@@ -146,7 +172,7 @@ class Graph:
         that exists) and         switches their requires_grad: the user's module is left alone.
         """
         traced = _with_all_parameters(copy.deepcopy(model).eval())
-        options = {"conv_mode": "matrix", "sparse_features_alpha": False}
+        options = {"conv_mode": "patches", "sparse_features_alpha": False}
         try:
             bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
         except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
