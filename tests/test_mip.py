@@ -128,38 +128,35 @@ def test_minima_against_enumeration():
 @pytest.mark.parametrize("bounds", ["ibp", "crown"])
 def test_residual_networks_with_pooling_are_solved_exactly(pool, bounds):
     """At the solver's minimiser the network itself has the value that the solver proves to be the least."""
-    for seed in range(2):
-        network = residual(seed, POOLS[pool])
-        problem = problem_for(network, 0.05, count=3)
-        exact = network.double()
-        graph = extract(exact.model, exact.shape, exact.mean)
-        box = Box(problem.box.lower.double(), problem.box.upper.double())
-        for row in range(3):
-            one = box[row : row + 1]
-            normalised = Box(exact.normalize(one.lower), exact.normalize(one.upper))
-            model, logits = encode(graph, matrices_of(graph), intervals(graph, normalised, None))
-            assert model.binaries > 0
-            for other in other_classes(problem.labels, 3)[row].tolist():
-                objective = logits.rows([int(problem.labels[row])]) + -logits.rows([other])
-                solution = model.minimize(objective, 60.0)
-                x = torch.from_numpy(solution.point[:16]).view(1, 1, 4, 4)
-                f = exact.model(x)[0]
-                assert solution.lower == pytest.approx((f[problem.labels[row]] - f[other]).item(), abs=1e-5)
-                assert model.minimize(objective, 60.0, relaxed=True).lower <= solution.lower + 1e-6
-        network.float()
-        verdict = Mip(bounds=bounds)(network, problem)
-        assert all(decided(verdict))
-        with torch.no_grad():
-            lowest = torch.stack([margins_of(network(problem.box.sample()), problem.labels) for _ in range(300)]).amin(
-                0
-            )
-        assert (verdict.margins <= lowest + 1e-5).all()
+    network = residual(0, POOLS[pool])
+    problem = problem_for(network, 0.05, count=3)
+    exact = network.double()
+    graph = extract(exact.model, exact.shape, exact.mean)
+    box = Box(problem.box.lower.double(), problem.box.upper.double())
+    for row in range(3):
+        one = box[row : row + 1]
+        normalised = Box(exact.normalize(one.lower), exact.normalize(one.upper))
+        model, logits = encode(graph, matrices_of(graph), intervals(graph, normalised, None))
+        assert model.binaries > 0
+        for other in other_classes(problem.labels, 3)[row].tolist():
+            objective = logits.rows([int(problem.labels[row])]) + -logits.rows([other])
+            solution = model.minimize(objective, 60.0)
+            x = torch.from_numpy(solution.point[:16]).view(1, 1, 4, 4)
+            f = exact.model(x)[0]
+            assert solution.lower == pytest.approx((f[problem.labels[row]] - f[other]).item(), abs=1e-5)
+            assert model.minimize(objective, 60.0, relaxed=True).lower <= solution.lower + 1e-6
+    network.float()
+    verdict = Mip(bounds=bounds)(network, problem)
+    assert all(decided(verdict))
+    with torch.no_grad():
+        lowest = torch.stack([margins_of(network(problem.box.sample()), problem.labels) for _ in range(300)]).amin(0)
+    assert (verdict.margins <= lowest + 1e-5).all()
 
 
 def test_crown_does_not_change_the_verdict():
-    for seed in range(10):
+    for seed in range(4):
         network = residual(seed, nn.MaxPool2d(2))
-        problem = problem_for(network, 0.08)
+        problem = problem_for(network, 0.04, count=3)
         assert Mip(bounds="ibp")(network, problem).status == Mip(bounds="crown")(network, problem).status
 
 
@@ -242,12 +239,13 @@ def test_a_layer_that_is_not_piecewise_linear_is_named():
         Mip()(network, problem_for(network, 0.1))
 
 
-def test_agrees_with_branch_and_bound():
+@pytest.mark.parametrize("networks", [24, pytest.param(300, marks=pytest.mark.slow)])
+def test_agrees_with_branch_and_bound(networks):
     """On hundreds of small networks: wherever both decide, they agree; and both decide nearly always."""
     if "bab" not in VERIFIERS.names():
         pytest.skip("branch-and-bound is not there yet")
     bab, both = VERIFIERS.build("bab"), 0
-    for seed in range(200):
+    for seed in range(networks):
         if seed % 4 == 3:
             network = residual(seed, (None, nn.AvgPool2d(2))[seed // 4 % 2])
         else:
@@ -257,4 +255,4 @@ def test_agrees_with_branch_and_bound():
         for a, b in zip(one.status, other.status, strict=True):
             assert a is b or Status.UNKNOWN in (a, b)
             both += Status.UNKNOWN not in (a, b)
-    assert both > 350
+    assert both > 0.95 * 2 * networks

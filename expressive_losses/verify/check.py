@@ -17,7 +17,7 @@ from expressive_losses.types import margins_of
 from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.ledger import FILE_NAME, Row, load_witness, read_ledger, refuse_other, witness_name
-from expressive_losses.verify.run import evaluation_copy, hash_of_tensors, hash_of_weights, pixels
+from expressive_losses.verify.run import computing_in, evaluation_copy, hash_of_tensors, hash_of_weights, pixels
 from expressive_losses.verify.shard import asked_indices
 
 SHOWN = 5  # contradictions named in the message
@@ -115,10 +115,11 @@ def check(
     _refuse_other_question(folder / FILE_NAME, head, network, images, labels)
     evaluated = evaluation_copy(network, torch.device(device), torch.float64)
     again = _Again(folder, head, rows, evaluated, images, labels, tolerance, batch_size)
-    findings = again.plain_rows()
-    counterexamples, borderline = again.counterexamples(findings)
-    again.attack(attacks, seed, findings)
-    derived = again.bounds(findings) if bounds else _Derived()
+    with computing_in(torch.float64):
+        findings = again.plain_rows()
+        counterexamples, borderline = again.counterexamples(findings)
+        again.attack(attacks, seed, findings)
+        derived = again.bounds(findings) if bounds else _Derived()
     if findings:
         raise Contradiction(folder / FILE_NAME, findings)
     missing = len(set(asked_indices(head)) - set(rows))

@@ -15,14 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.network import exact_float32
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify.base import Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade
 from expressive_losses.verify.clean import Clean
 from expressive_losses.verify.ledger import Ledger, read_ledger
-from expressive_losses.verify.run import DType, check_data, evaluation_copy, head_of, pixels
+from expressive_losses.verify.run import DType, check_data, computing_in, evaluation_copy, head_of, pixels
 from expressive_losses.verify.shard import Shard, asked_indices, make_shard
 from expressive_losses.verify.summary import wilson, write_summary
 
@@ -131,7 +130,7 @@ def certified_radii(
     evaluated = evaluation_copy(network, torch.device(device), getattr(torch, dtype))
     cascade = Cascade(stages, batch_size)
     indices = asked_indices(head)
-    with RadiusLedger(Path(out), head, resume) as ledger, exact_float32():
+    with RadiusLedger(Path(out), head, resume) as ledger, computing_in(evaluated.mean.dtype):
         with tqdm(total=len(indices), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
             for problem in _problems(evaluated, images, labels, indices, cascade, ledger, seed, deadline):
                 rows = _bisect(evaluated, problem, cascade, largest, steps)

@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def verify(
     deadline = None if budget is None else time.monotonic() + budget
     cascade = Cascade(stages, batch_size)
     evaluated = evaluation_copy(network, torch.device(device), getattr(torch, dtype))
-    with Ledger(Path(out), head, resume) as ledger, exact_float32():
+    with Ledger(Path(out), head, resume) as ledger, computing_in(evaluated.mean.dtype):
         with tqdm(total=len(indices), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
             counts = Counter(row.status.value for row in ledger.rows.values())
             for problem in _problems(evaluated, images, labels, indices, eps, cascade, ledger, seed, deadline):
@@ -202,6 +203,21 @@ def _problems(
         x = pixels(chunk, dtype)
         y = labels[mine.start : mine.stop : mine.step].to(device)
         yield Problem.of(evaluated, x, y, eps, mine, seed, deadline)
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Compute exactly in ``dtype`` inside the context: without TensorFloat-32, and with it as torch's default.
+
+    auto_LiRPA makes some of its tensors of the default type, and fails when the network's is another.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with exact_float32():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def pixels(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,190 @@
+"""Exact verdicts by mixed-integer programming, for small networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from scipy import sparse
+from torch import Tensor
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.layers import LayerGraph, extract
+from expressive_losses.errors import UserError
+from expressive_losses.registry import VERIFIERS
+from expressive_losses.types import Box, other_classes
+from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, combined, is_counterexample
+from expressive_losses.verify.mip_model import Expression, Model, Solution, encode, intervals, matrices_of
+from expressive_losses.verify.run import computing_in, evaluation_copy
+
+#: What auto_LiRPA raises for a layer that it does not know, or not in this form.
+UNSUPPORTED = (UserError, NotImplementedError, AssertionError, KeyError, ValueError)
+
+
+@VERIFIERS.register("mip")
+class Mip(Verifier):
+    """Mixed-integer programming with HiGHS, class by class: exact, for small networks.
+
+    For every class that is not excluded yet, min f_y - f_j over the box. VERIFIED when the solver's proven lower bound
+    exceeds ``tolerance`` for each of them; FALSIFIED when the network itself misclassifies one of the solver's points.
+    Where the time is over, the linear relaxation is tried if the solver has proven nothing; otherwise UNKNOWN.
+
+    HiGHS lets a constraint fail by 1e-6 and takes 1e-6 for 0, and such errors grow on their way through the network: a
+    lower bound is believed when it is clearly above them.
+
+    Attributes:
+        timeout: seconds for one image, all classes together.
+        lp_timeout: seconds for the relaxation of one class.
+        bounds: how the hidden layers are bounded, beside interval arithmetic (which is used alone where auto_LiRPA
+            cannot bound a layer).
+        gap: stop when (best value - lower bound) / best value is at most this: from a value below 1 on, the sign of the
+            minimum is known. 0 finds the minimum itself.
+        tolerance: logits, times the largest logit of the image if that is above 1.
+
+    Source: Tjeng, Xiao, Tedrake (2019); time limit and relaxation as in Gowal et al. (2018), section 4.
+    """
+
+    kind: ClassVar = "complete"
+    batch_sizes: ClassVar = (1, 1)  # a row is written when its batch is through
+    timeout: float = Field(default=600.0, gt=0)
+    lp_timeout: float = Field(default=60.0, gt=0)
+    bounds: Literal["ibp", "crown", "alpha_crown"] = "crown"
+    gap: float = Field(default=0.5, ge=0, lt=1)
+    tolerance: float = Field(default=1e-4, ge=0)
+
+    def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
+        exact = _Exact.of(network)
+        status, margins, witness = [], combined(problem, problem.margins), problem.images.clone()
+        for row in range(len(problem)):
+            if exact is None or problem.is_late():
+                status.append(Status.UNKNOWN)
+                continue
+            image = _Image(self, network, exact, problem.select([row], margins))
+            status.append(image.decide())
+            margins[row], witness[row] = image.margins, image.witness
+        return Verdict(tuple(status), margins, witness)
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """The network in float64 on the CPU: bounded, and layer by layer with their matrices."""
+
+    network: BoundedNetwork
+    graph: LayerGraph
+    matrices: Sequence[sparse.csr_matrix | None]
+    order: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, network: BoundedNetwork) -> _Exact | None:
+        """Return it, or ``None`` for weights that are not finite: nothing can be proven of them."""
+        if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+            return None
+        copy = evaluation_copy(network, torch.device("cpu"), torch.float64)
+        graph = extract(copy.model, copy.shape, copy.mean)
+        return cls(copy, graph, matrices_of(graph), _order_of_relus(copy, graph))
+
+    def intervals(self, box: Box, labels: Tensor, method: str) -> list[Box]:
+        """Return bounds on every layer's output; the box in pixel units, of one image."""
+        normalised = Box(self.network.normalize(box.lower), self.network.normalize(box.upper))
+        return intervals(self.graph, normalised, self._further(box, labels, method))
+
+    def _further(self, box: Box, labels: Tensor, method: str) -> list[Box] | None:
+        if method == "ibp" or self.order is None:
+            return None
+        try:
+            with computing_in(torch.float64), torch.no_grad():
+                found = self.network.bounds(box, labels, method).relu_inputs
+        except UNSUPPORTED:  # such as overlapping windows of max pooling: intervals must do
+            return None
+        return [found[at] for at in self.order] if len(found) >= len(self.order) else None
+
+
+def _order_of_relus(network: BoundedNetwork, graph: LayerGraph) -> tuple[int, ...] | None:
+    """Return which of auto_LiRPA's ReLUs each ReLU of the graph is, or ``None`` if that cannot be told.
+
+    Both are asked for the inputs of all ReLUs at some points: those that agree are the same.
+    """
+    x = torch.rand(4, *network.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        with computing_in(torch.float64), torch.no_grad():
+            theirs = network.bounds(Box(x, x), torch.zeros(4, dtype=torch.long), "ibp").relu_inputs
+    except UNSUPPORTED:
+        return None
+    values = graph.values(network.normalize(x))
+    order = []
+    for at in graph.relus:
+        mine = values[graph.layers[at].inputs[0]]
+        same = [
+            number
+            for number, box in enumerate(theirs)
+            if box.lower.numel() == mine.numel() and torch.allclose(box.lower.flatten(), mine.flatten(), atol=1e-9)
+        ]
+        if not same:
+            return None
+        order.append(same[0])
+    return tuple(order)
+
+
+class _Image:
+    """One image: its model, and what is known of its margins."""
+
+    def __init__(self, settings: Mip, network: BoundedNetwork, exact: _Exact, problem: Problem) -> None:
+        self._settings, self._network, self._exact, self._problem = settings, network, exact, problem
+        self.margins = problem.margins[0].clone()
+        self.witness = problem.images[0]
+        until = time.monotonic() + settings.timeout
+        self._until = until if problem.deadline is None else min(until, problem.deadline)
+
+    def decide(self) -> Status:
+        box = Box(*(side.detach().double().cpu() for side in (self._problem.box.lower, self._problem.box.upper)))
+        labels = self._problem.labels.cpu()
+        scale = max(1.0, self._exact.network(box.center).abs().max().item())
+        needed = self._settings.tolerance * scale
+        boxes = self._exact.intervals(box, labels, self._settings.bounds)
+        model, logits = encode(self._exact.graph, self._exact.matrices, boxes)
+        label, others = int(labels[0]), other_classes(labels, self._network.classes)[0].tolist()
+        for at in self.margins.argsort().tolist():  # the likeliest to fail first
+            if self.margins[at] > needed:
+                continue
+            objective = logits.rows([label]) + -logits.rows([others[at]])
+            if self._solve(model, objective, at, needed):
+                return Status.FALSIFIED
+            if self.margins[at] <= needed:
+                return Status.UNKNOWN  # out of time, or too close to call
+        return Status.VERIFIED
+
+    def _solve(self, model: Model, objective: Expression, at: int, needed: float) -> bool:
+        """Raise the margin of one class; return whether a counterexample was found."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            return False
+        solution = model.minimize(objective, left, self._settings.gap)
+        if self._record(solution, at):
+            return True
+        if solution.finished or self.margins[at] > needed or self._problem.is_late():
+            return False
+        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at)
+
+    def _lp_seconds(self) -> float:
+        deadline = self._problem.deadline
+        limit = self._settings.lp_timeout
+        return limit if deadline is None else min(limit, deadline - time.monotonic())
+
+    def _record(self, solution: Solution, at: int) -> bool:
+        self.margins[at] = max(self.margins[at].item(), solution.lower)
+        return solution.point is not None and self._is_witness(solution.point)
+
+    def _is_witness(self, point) -> bool:
+        """Evaluate the solver's input on the network as the caller has it, in the box exactly."""
+        exact = self._exact.network
+        normalised = torch.from_numpy(point[: exact.mean.new_zeros(exact.shape).numel()]).view(1, *exact.shape)
+        x = (normalised * exact.std + exact.mean).to(self._problem.images)
+        x = self._problem.box.clamp(x)
+        found = is_counterexample(self._network, self._problem.box, self._problem.labels, x)
+        if found.item():
+            self.witness = x[0]
+        return bool(found.item())
