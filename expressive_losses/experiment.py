@@ -18,6 +18,7 @@ from expressive_losses.data.batches import Batches
 from expressive_losses.data.split import split_validation
 from expressive_losses.errors import UserError
 from expressive_losses.evaluate import accuracies
+from expressive_losses.plots import training_curves
 from expressive_losses.run import RunDirectory
 from expressive_losses.trainer import Interrupted, Trainer
 
@@ -122,6 +123,7 @@ def _finish(config: Config, trainer: Trainer, split: str) -> dict[str, Any]:
         "checkpoint": str(trainer.run.model),
     }
     trainer.run.finish(summary)
+    training_curves(trainer.run.metrics(), trainer.run.path / "curves.png")
     return summary
 
 

@@ -8,6 +8,7 @@
     checkpoint.pt      to resume from; checkpoint.previous.pt the one before
     model.pt           the trained network, for verify.py
     summary.json       the final figures
+    curves.png         loss, radius and accuracies by epoch
 """
 
 from __future__ import annotations
@@ -105,9 +106,13 @@ class RunDirectory:
             raise UserError("; ".join(problems))
         return None, None
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl."""
+        return read_jsonl(self.path / "metrics.jsonl")
+
     def keep_metrics(self, epochs: int) -> None:
         """Drop rows (and a torn last line) that a killed process wrote after its last checkpoint."""
-        rows = [row for row in read_jsonl(self.path / "metrics.jsonl") if row["epoch"] <= epochs]
+        rows = [row for row in self.metrics() if row["epoch"] <= epochs]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: Mapping[str, Any]) -> None:

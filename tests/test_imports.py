@@ -15,7 +15,7 @@ LAYERS = (
     ("bounds", "attacks", "losses", "models", "data"),
     ("regularizers", "initialize", "verify"),
     ("step", "evaluate", "checkpoint"),
-    ("run", "progress"),
+    ("run", "progress", "plots"),
     ("trainer", "results"),
     ("experiment",),
     ("cli",),
