@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from expressive_losses.errors import UserError
+from expressive_losses.run import read_jsonl, write_text
 
 _ENVIRONMENT = ("time", "git", "device", "threads", "torch", "auto_LiRPA", "python")
 
@@ -31,8 +34,6 @@ def row_of(run: Path) -> dict[str, Any]:
 
 def write_rows(runs: Sequence[Path], path: Path) -> None:
     """Write the rows of several runs as JSON lines, in the order given."""
-    from expressive_losses.run import write_text
-
     write_text(path, "".join(json.dumps(row_of(run)) + "\n" for run in runs))
 
 
@@ -56,7 +57,50 @@ def _portable(command: Sequence[str]) -> str:
     return " ".join(words)
 
 
-if __name__ == "__main__":
-    import sys
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a committed results file."""
+    return read_jsonl(path)
 
-    write_rows([Path(run) for run in sys.argv[2:]], Path(sys.argv[1]))
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table: one line for each experiment, mean and standard deviation over its seeds.
+
+    All figures are percentages of the held-out images: correct, correct under the run's test attack, proven by IBP.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["eps"], _method(row), row["model"]["name"]), []).append(row)
+    lines = [
+        "| data | eps | method | network | natural | PGD | IBP-verified | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, eps, method, model), group in groups.items():
+        figures = " | ".join(_mean(group, key) for key in ("natural", "adversarial", "ibp"))
+        lines.append(f"| {data} | {eps} | {method} | {model} | {figures} | {len(group)} |")
+    return "\n".join(lines)
+
+
+def _method(row: dict[str, Any]) -> str:
+    method = row["method"]
+    return method["name"] + (f" {method['alpha']:g}" if "alpha" in method else "")
+
+
+def _mean(group: Sequence[dict[str, Any]], key: str) -> str:
+    values = [row[key] for row in group]
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``rows FILE RUN...`` writes the rows of runs; ``table FILE...`` prints their table."""
+    command, *rest = arguments or [""]
+    if command == "rows" and len(rest) >= 2:
+        write_rows([Path(run) for run in rest[1:]], Path(rest[0]))
+    elif command == "table" and rest:
+        print(table([row for path in rest for row in read_rows(Path(path))]))
+    else:
+        raise UserError("expected: rows FILE RUN..., or table FILE...")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
