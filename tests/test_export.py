@@ -1,0 +1,112 @@
+"""ONNX and VNN-LIB: the same function, the same box, the same question."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.errors import UserError
+from expressive_losses.verify.export import export, export_onnx, logits_of_onnx, vnnlib
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.pool, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.first(x)))
+        x = self.pool(F.relu(x + self.second(x)))
+        return self.last(F.avg_pool2d(x, 1).view(x.size(0), -1))
+
+
+def network() -> BoundedNetwork:
+    torch.manual_seed(0)
+    model = Residual()
+    model(torch.rand(64, 2, 4, 4))
+    return BoundedNetwork(model, (2, 4, 4), 3, mean=[0.2, 0.5], std=[0.3, 0.6])
+
+
+def data(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, 2, 4, 4), dtype=torch.uint8, generator=generator), torch.arange(count) % 3
+
+
+def read(text: str) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    """Read a property with a parser of its own: lower and upper bounds, and (j, label) of each disjunct."""
+    lower = {int(at): float(v) for at, v in re.findall(r"\(assert \(>= X_(\d+) ([\d.]+)\)\)", text)}
+    upper = {int(at): float(v) for at, v in re.findall(r"\(assert \(<= X_(\d+) ([\d.]+)\)\)", text)}
+    wrong = {(int(j), int(y)) for j, y in re.findall(r"\(and \(>= Y_(\d+) Y_(\d+)\)\)", text)}
+    return *(np.array([ends[at] for at in range(len(ends))]) for ends in (lower, upper)), wrong
+
+
+def test_onnxruntime_computes_the_same_logits(tmp_path):
+    pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install expressive_losses[onnx]")
+    net, (images, _) = network(), data()
+    path = export_onnx(net, tmp_path / "network.onnx")
+    assert net.training  # exported from a copy
+    with torch.no_grad():
+        expected = net.eval()(images / 255).numpy()
+    np.testing.assert_allclose(logits_of_onnx(path, images), expected, atol=1e-5)
+
+
+def test_only_operators_that_tools_know(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    model = onnx.load(export_onnx(network(), tmp_path / "network.onnx"))
+    onnx.checker.check_model(model)
+    operators = {node.op_type for node in model.graph.node}
+    assert operators <= {
+        "Sub", "Div", "Conv", "Relu", "Add", "MaxPool", "AveragePool", "Reshape", "Flatten", "Gemm", "Constant",
+    }  # fmt: skip
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [1, 2, 4, 4]
+
+
+def test_the_property_is_the_box_and_the_question():
+    images, labels = data()
+    eps = 0.1
+    lower, upper, wrong = read(vnnlib(images[1], int(labels[1]), eps, 3))
+    x = images[1].double().flatten().numpy() / 255
+    np.testing.assert_array_equal(lower, np.clip(x - eps, 0, 1))  # all digits
+    np.testing.assert_array_equal(upper, np.clip(x + eps, 0, 1))
+    assert wrong == {(0, 1), (2, 1)}
+
+
+def test_small_numbers_have_no_exponent():
+    assert not re.search(r"\de-", vnnlib(torch.full((1, 1, 2), 1e-9), 0, 1e-12, 2))
+
+
+def test_text_is_balanced_and_declares_what_it_uses():
+    text = vnnlib(data()[0][0], 2, 0.01, 3, comment="two\nlines")
+    assert text.count("(") == text.count(")") and text.startswith("; two lines\n")
+    assert set(re.findall(r"[XY]_\d+", text)) == set(re.findall(r"declare-const ([XY]_\d+) Real", text))
+
+
+def test_a_folder_for_vnn_comp(tmp_path):
+    pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    images, labels = data()
+    path = export(network(), images, labels, 0.1, tmp_path, indices=[3, 1], timeout=30)
+    rows = list(csv.reader(path.open()))
+    assert rows == [["network.onnx", f"vnnlib/image_00000{at}.vnnlib", "30"] for at in (3, 1)]
+    assert all((tmp_path / part).is_file() for row in rows for part in row[:2])
+    assert read((tmp_path / rows[0][1]).read_text())[2] == {(1, 0), (2, 0)}
+
+
+def test_messages(tmp_path, monkeypatch):
+    images, labels = data()
+    with pytest.raises(UserError, match="indices from 0 to 4, got 9"):
+        export(network(), images, labels, 0.1, tmp_path, indices=[9])
+    with pytest.raises(UserError, match="the network takes images"):
+        export(network(), images[:, :1], labels, 0.1, tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match="onnx is not installed"):
+        export(network(), images, labels, 0.1, tmp_path)
