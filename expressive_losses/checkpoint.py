@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,46 @@ def read(path: Path) -> dict[str, Any]:
     return payload
 
 
-def network_of(payload: Mapping[str, Any], source: str = "checkpoint") -> BoundedNetwork:
-    """Rebuild the network of a checkpoint, in eval mode on the CPU.
+def code_named_by(payload: Mapping[str, Any]) -> list[str]:
+    """Return every import path in a checkpoint: modules (``plugins``) and objects (``package.module:name``)."""
+    config = payload.get("config") or {}
+    return sorted(
+        {*map(str, config.get("plugins") or ()), *_import_paths(payload.get("model")), *_import_paths(config)}
+    )
+
+
+def _import_paths(value: Any) -> list[str]:
+    """Return what a spec, or a mapping of specs, would import: the name of a plug-in, or the path of the adapter."""
+    if not isinstance(value, Mapping):
+        return []
+    here = [value[key] for key in ("name", "path") if isinstance(value.get(key), str) and ":" in value[key]]
+    return here + [path for inner in value.values() for path in _import_paths(inner)]
+
+
+def refuse_code(payload: Mapping[str, Any], trusted: Iterable[str], source: str) -> None:
+    """Let a checkpoint import only what the user named: it may come from a stranger.
 
     Raises:
-        UserError: when the weights do not fit the architecture, or are not finite.
+        UserError: naming the code that it asks for.
     """
+    asked = [path for path in code_named_by(payload) if path not in set(trusted)]
+    if asked:
+        options = " ".join(f"--trust {path}" for path in asked)
+        raise UserError(f"{source} asks to import code: {', '.join(asked)}; if you know and trust it, add {options}")
+
+
+def network_of(payload: Mapping[str, Any], source: str = "checkpoint", trusted: Iterable[str] = ()) -> BoundedNetwork:
+    """Rebuild the network of a checkpoint, in eval mode on the CPU.
+
+    Args:
+        payload: from :func:`read`.
+        source: what to call it in messages.
+        trusted: import paths that the checkpoint may use, as the user gave them.
+
+    Raises:
+        UserError: when the weights do not fit the architecture, or are not finite, or it asks for code not trusted.
+    """
+    refuse_code(payload, trusted, source)
     shape, classes = tuple(payload["shape"]), int(payload["classes"])
     model = MODELS.build(payload["model"]).build(shape, classes)
     load_weights(model, payload["weights"], source)

@@ -134,11 +134,16 @@ def test_mistakes_in_train(line, message, capsys, tmp_path):
         ("--model {pickle}", "could run code"),
         ("--model {nan}", "not finite"),
         ("--model {misfit}", "do not fit the model"),
+        ("--model {code}", "asks to import code: os:system; if you know and trust it, add --trust os:system"),
+        ("--model {plugin}", "asks to import code: antigravity"),
     ],
 )
 def test_mistakes_in_verify(trained, line, message, capsys, tmp_path):
     payload = checkpoint.read(trained / "model.pt")
-    files = {name: tmp_path / f"{name}.pt" for name in ("text", "foreign", "newer", "pickle", "nan", "misfit")}
+    files = {
+        name: tmp_path / f"{name}.pt"
+        for name in ("text", "foreign", "newer", "pickle", "nan", "misfit", "code", "plugin")
+    }
     files["text"].write_text("hello")
     torch.save({"weight": torch.zeros(3)}, files["foreign"])
     torch.save({**payload, "format": 99}, files["newer"])
@@ -147,9 +152,26 @@ def test_mistakes_in_verify(trained, line, message, capsys, tmp_path):
     weights["0.weight"][0] = torch.nan
     torch.save({**payload, "weights": weights}, files["nan"])
     torch.save({**payload, "model": {"name": "cnn_tiny", "width": 5, "hidden": 16}}, files["misfit"])
+    shell = {"name": "factory", "path": "os:system", "kwargs": {"command": f"touch {tmp_path / 'hacked'}"}}
+    torch.save({**payload, "model": shell}, files["code"])
+    torch.save({**payload, "config": {**payload["config"], "plugins": ["antigravity"]}}, files["plugin"])
     line = line.format(model=trained, **files)
     assert message in fails(verify_main, f"{line} --out {tmp_path / 'out'}", capsys)
     assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_factory_of_ones_own_trains_and_verifies_when_trusted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\ndef make(classes, hidden=8):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    line = f"--model my_net:make --set model.hidden=12 --epochs 2 --quiet --device cpu --out {out}"
+    assert train_main(shlex.split(line)) == 0
+    assert "--trust my_net:make" in fails(verify_main, f"--model {out} --bound ibp --first 5 --quiet", capsys)
+    assert verify_main(shlex.split(f"--model {out} --bound ibp --first 5 --quiet --trust my_net:make")) == 0
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

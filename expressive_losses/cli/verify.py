@@ -53,7 +53,7 @@ def verify(arguments: Sequence[str]) -> None:
         raise UserError("--model is missing: give a checkpoint or a run directory, e.g. --model runs/digits/x/model.pt")
     stages = build_stages(options.bound, stage_options(options.assignments), options.tolerance)
     device = choose_device(options.device)
-    subject = load_subject(options.model)
+    subject = load_subject(options.model, options.trust)
     eps = parse_eps(options.eps) if options.eps is not None else subject.config.eps.target
     dataset, images, labels = load_images(subject.config, options.dataset, options.data_dir, options.split)
     if not options.quiet:
@@ -92,6 +92,9 @@ def verify_parser() -> argparse.ArgumentParser:
     question = parser.add_argument_group("question")
     question.add_argument("--model", type=Path, metavar="CKPT", help="checkpoint file, or a run directory of train.py")
     question.add_argument("--bound", default="cascade", help="one or several of --list, or cascade (default)")
+    question.add_argument(
+        "--trust", action="append", default=[], metavar="IMPORT", help="code of yours that the checkpoint may import"
+    )
     question.add_argument("--eps", help="radius in pixel units, 0.3 or 8/255; default: the one trained for")
     question.add_argument("--dataset", metavar="NAME", help="default: the one trained on")
     question.add_argument("--split", default="test", choices=["test", "train", "validation"])
@@ -160,15 +163,18 @@ def stage_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return options
 
 
-def load_subject(path: Path) -> Subject:
+def load_subject(path: Path, trusted: Sequence[str] = ()) -> Subject:
     """Load a checkpoint, or the trained model of a run directory.
+
+    Args:
+        trusted: import paths that the checkpoint may use.
 
     Raises:
         UserError: nothing usable there.
     """
     path = path / TRAINED_MODEL if path.is_dir() else path
     payload = checkpoint.read(path)
-    return Subject(checkpoint.network_of(payload, str(path)), Config.build(payload["config"], str(path)), path)
+    return Subject(checkpoint.network_of(payload, str(path), trusted), Config.build(payload["config"], str(path)), path)
 
 
 def load_images(config: Config, dataset: str | None, root: Path | None, split: str) -> tuple[str, Tensor, Tensor]:
