@@ -197,9 +197,7 @@ class Convolution(Affine):
 
     def transpose(self, a: Tensor) -> Tensor:
         turn = _TRANSPOSED[len(self.stride)]
-        return turn(
-            a, self.weight, None, self.stride, self.padding, self._rest, self.groups, self.dilation
-        )
+        return turn(a, self.weight, None, self.stride, self.padding, self._rest, self.groups, self.dilation)
 
     @cached_property
     def _rest(self) -> tuple[int, ...]:
@@ -261,6 +259,22 @@ class Average(Affine):
         return pulled
 
 
+@dataclass(frozen=True, eq=False)
+class Select(Affine):
+    """Single positions of the input; ``index`` (*shape) into one sample's flat input."""
+
+    index: Tensor
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self.index]
+
+    absolute = linear
+
+    def transpose(self, a: Tensor) -> Tensor:
+        pulled = a.new_zeros(len(a), torch.Size(self.in_shape).numel())
+        return pulled.index_add(1, self.index.flatten(), a.flatten(1)).view(len(a), *self.in_shape)
+
+
 @dataclass(frozen=True)
 class LayerGraph:
     """The layers in the order of evaluation: the first is the input, the last the output.
@@ -302,6 +316,43 @@ def interval_of(layer: Layer, *inputs: Box) -> Box:
         return Box(center - radius, center + radius)
     lower = layer.apply(*(box.lower for box in inputs))  # the others are increasing in each of their inputs
     return Box(lower, layer.apply(*(box.upper for box in inputs)))
+
+
+def without_max_pool(graph: LayerGraph) -> LayerGraph:
+    """Return an equal graph with max(a, b) written as b + relu(a - b), pair by pair.
+
+    What can branch on ReLUs is then complete for max pooling too. Interval bounds through it are looser.
+    """
+    layers: list[Layer] = []
+    moved: list[int] = []  # old position -> new position
+
+    def add(layer: Layer) -> int:
+        layers.append(layer)
+        return len(layers) - 1
+
+    for layer in graph.layers:
+        inputs = tuple(moved[at] for at in layer.inputs)
+        if isinstance(layer, MaxPool):
+            source = graph.layers[layer.inputs[0]].shape
+            moved.append(_maximum(add, layer, inputs, source))
+        else:
+            moved.append(add(replace(layer, inputs=inputs)))
+    return LayerGraph(tuple(layers))
+
+
+def _maximum(add: Callable[[Layer], int], pool: MaxPool, inputs: tuple[int, ...], in_shape: tuple[int, ...]) -> int:
+    """Enter the layers of a tournament between the members of each window; return the winner's position."""
+    name, shape = pool.name, pool.shape
+    minus = torch.full((), -1.0, device=pool.windows.device)
+    round_ = [add(Select(name, inputs, shape, in_shape, None, index)) for index in pool.windows]
+    while len(round_) > 1:
+        winners = round_[-1:] if len(round_) % 2 else []
+        for a, b in zip(round_[:-1:2], round_[1::2], strict=True):
+            negative = add(Scale(name, (b,), shape, shape, None, minus))
+            difference = add(Relu(name, (add(Add(name, (a, negative), shape)),), shape))
+            winners.append(add(Add(name, (b, difference), shape)))
+        round_ = winners
+    return round_[0]
 
 
 def extract(model: nn.Module, shape: Sequence[int], like: Tensor) -> LayerGraph:

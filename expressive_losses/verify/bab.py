@@ -1,0 +1,357 @@
+"""Branch-and-bound on ReLU splits: complete verification with beta-CROWN bounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expressive_losses.attacks.mi_fgsm import MiFgsm
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, evaluate, optimise
+from expressive_losses.bounds.layers import LayerGraph, extract, without_max_pool
+from expressive_losses.bounds.reduction import Reduced, Tightening, TooManyNeurons, reduce, stack
+from expressive_losses.registry import VERIFIERS
+from expressive_losses.types import Box, margins_of, specification
+from expressive_losses.verify.base import (
+    DEFAULT_TOLERANCE,
+    Problem,
+    Status,
+    Verdict,
+    Verifier,
+    combined,
+    is_counterexample,
+)
+from expressive_losses.verify.branching import Score, children, choose
+from expressive_losses.verify.leaf import solve_leaf
+from expressive_losses.verify.tree import Domains, Tree
+
+
+@VERIFIERS.register("bab")
+class BranchAndBound(Verifier):
+    """Branch-and-bound on ReLU splits, beta-CROWN at the nodes: decides what incomplete bounds leave open.
+
+    Attributes:
+        timeout: seconds for each image; images that share batches share their time equally.
+        max_nodes: sub-problems bounded for each image.
+        batch: sub-problems in one bounding call, over all images of the problem.
+        iterations, lr, decay: steps on alpha and beta at the nodes, their size, and the factor on it per step.
+        root_iterations: the same at the root.
+        hidden: bounds on hidden neurons, once at the root: "ibp", or "crown" refined by ``hidden_iterations`` steps of
+            alpha-CROWN of size ``hidden_lr``.
+        branching: the score of neurons, see :func:`expressive_losses.verify.branching.score`.
+        candidates: neurons tried by strong branching; 1 trusts the score.
+        attack_steps: MI-FGSM steps against each open property at the root, from ``attack_starts`` points; 0 for
+            no attack.
+        node_attack_steps: MI-FGSM steps from the worst minimisers of each batch; 0 only evaluates them.
+        max_neurons: images with more unstable neurons are left unknown (memory grows with the square).
+        hopeless: give an image up when the progress so far, extrapolated to its time limit with a factor of
+            two, does not reach 0.
+        tolerance: logit units; see :data:`expressive_losses.verify.base.DEFAULT_TOLERANCE`.
+
+    Source: paper "Expressive Losses", appendix D; Wang et al., "Beta-CROWN".
+    """
+
+    kind: ClassVar = "complete"
+    batch_sizes: ClassVar = (1, 32)
+    timeout: float = Field(default=60.0, gt=0)
+    max_nodes: int = Field(default=200_000, ge=1)
+    batch: int = Field(default=256, ge=2)
+    iterations: int = Field(default=20, ge=0)
+    lr: float = Field(default=0.1, gt=0)
+    decay: float = Field(default=0.98, gt=0, le=1)
+    root_iterations: int = Field(default=50, ge=0)
+    hidden: Literal["ibp", "crown"] = "crown"
+    hidden_iterations: int = Field(default=5, ge=0)
+    hidden_lr: float = Field(default=1.0, gt=0)
+    branching: Score = "upb"
+    candidates: int = Field(default=1, ge=1)
+    attack_steps: int = Field(default=100, ge=0)
+    attack_starts: int = Field(default=4, ge=1)
+    node_attack_steps: int = Field(default=5, ge=0)
+    max_neurons: int = Field(default=8000, ge=1)
+    hopeless: bool = False
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
+
+    def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
+        search = _Search(self, network, problem)
+        search.run()
+        return search.verdict()
+
+
+class _Search:
+    """The trees of all images of one problem, bounded in shared batches."""
+
+    def __init__(self, settings: BranchAndBound, network: BoundedNetwork, problem: Problem) -> None:
+        self._settings, self._network, self._problem = settings, network, problem
+        self._trees: list[Tree] = []
+        self._reduced: Reduced | None = None  # one row a tree
+        self._active: tuple[list[Tree], Reduced] | None = None
+        self._target = settings.tolerance
+        with torch.no_grad():
+            clean = margins_of(network(problem.images), problem.labels)
+        self._clean = torch.where(torch.isfinite(clean), clean, -torch.inf)
+
+    # -- the whole ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Bound the roots, attack, then split until nothing is left or a limit is reached."""
+        if self._problem.is_late():
+            return
+        began = time.monotonic()
+        self._grow()
+        if not self._trees:
+            return
+        self._start()
+        self._charge(self._trees, began)
+        while not self._problem.is_late():
+            trees = [tree for tree in self._trees if tree.running]
+            if not trees:
+                return
+            began = time.monotonic()
+            self._round(trees)
+            self._charge(trees, began)
+
+    def verdict(self) -> Verdict:
+        """Return what the trees say; images without a tree are left as they were."""
+        margins = self._problem.margins.clone()
+        status = [Status.UNKNOWN] * len(self._problem)
+        witness = self._problem.images.clone()
+        for tree in self._trees:
+            if tree.witness is not None:
+                status[tree.row], witness[tree.row] = Status.FALSIFIED, tree.witness
+            found = tree.margins().to(margins)
+            found = torch.minimum(found, self._clean[tree.row].to(margins))  # +inf where nothing is left open
+            at = tree.wanted.to(margins.device)
+            margins[tree.row, at] = torch.fmax(margins[tree.row], found)[at]
+        margins = combined(self._problem, margins)
+        for tree in self._trees:
+            if tree.verified and (margins[tree.row] > self._target).all():
+                status[tree.row] = Status.VERIFIED
+        return Verdict(tuple(status), margins, witness)
+
+    # -- the root -------------------------------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """Reduce the network over the box of each image."""
+        network, problem = self._network, self._problem
+        graph = without_max_pool(extract(network.model, network.shape, network.mean))
+        box = Box(network.normalize(problem.box.lower), network.normalize(problem.box.upper))
+        matrices = specification(problem.labels, network.classes, box.lower.dtype)
+        networks = []
+        for row in range(len(problem)):
+            if problem.is_late():
+                break
+            one = self._reduce(graph, box[row : row + 1], matrices[row])
+            if one is None:
+                continue
+            networks.append(one)
+            wanted = ~(problem.margins[row] > self._target).cpu()
+            self._trees.append(Tree(row, torch.full(wanted.shape, -torch.inf, dtype=box.lower.dtype), wanted))
+        if networks:
+            self._reduced = stack(networks)
+
+    def _reduce(self, graph: LayerGraph, box: Box, matrix: Tensor) -> Reduced | None:
+        how = self._settings
+        tightening = Tightening(how.hidden, how.hidden_iterations, how.hidden_lr)
+        try:
+            return reduce(graph, box, matrix, tightening, how.max_neurons)
+        except TooManyNeurons:
+            return None
+
+    def _start(self) -> None:
+        """Bound every open property without splits, and attack those that stay open."""
+        reduced, how = self._reduced, self._settings
+        images, count = reduced.outputs.constant.shape
+        sign = torch.zeros(images, count, reduced.neurons.count, dtype=torch.int8, device=self._device)
+        wanted = torch.stack([tree.wanted for tree in self._trees]).to(self._device)
+        target = torch.where(wanted, self._target, -torch.inf)
+        dual = Dual.start(reduced.neurons, count)
+        found = optimise(reduced.neurons, reduced.outputs, sign, dual, how.root_iterations, how.lr, how.decay, target)
+        properties = torch.arange(count, device=self._device).expand(images, -1)
+        for tree, lower in zip(self._trees, found.lower, strict=True):
+            tree.roots = lower.cpu()
+        open_ = wanted & ~(found.lower > self._target)
+        if how.attack_steps:
+            self._attack_roots(found.point, properties, open_)
+        self._sort(self._trees, reduced, properties, reduced.outputs, sign, found, wanted)
+
+    def _attack_roots(self, points: Tensor, properties: Tensor, open_: Tensor) -> None:
+        """Run MI-FGSM on each open property from its minimiser and from random points."""
+        how = self._settings
+        noise = [
+            torch.rand(how.attack_starts - 1, *points.shape[1:], generator=g, dtype=points.dtype)
+            for g in self._problem.select([tree.row for tree in self._trees]).generators("bab")
+        ]
+        random = (2 * torch.stack(noise, 1) - 1).to(points)
+        for start in [points, *random]:
+            found = self._ascend(self._reduced, start, self._reduced.outputs, how.attack_steps)
+            self._try(self._trees, self._reduced, found, self._reduced.outputs, open_)
+
+    # -- one round ------------------------------------------------------------------------------------------------
+
+    def _round(self, trees: list[Tree]) -> None:
+        """Split the worst sub-problems of each image and bound their children."""
+        share = max(1, self._settings.batch // (2 * len(trees)))
+        popped = [tree.pop(share) for tree in trees]
+        reduced = self._rows(trees)
+        parents, valid = _padded(popped, self._device)
+        branch = parents.branch.clamp_min(0)
+        sign, dual = children(parents.sign, Dual(parents.alpha, parents.beta), branch)
+        properties, valid = parents.property.repeat(1, 2), valid.repeat(1, 2)
+        forms = reduced.outputs.pick(properties)
+        how, target = self._settings, torch.where(valid, self._target, -torch.inf)
+        found = optimise(reduced.neurons, forms, sign, dual, how.iterations, how.lr, how.decay, target)
+        inherited = parents.lower.repeat(1, 2)  # a child's feasible set lies in its parent's
+        found = Bounded(torch.fmax(found.lower, inherited), found.dual, found.point, found.coefficients)
+        for tree, part in zip(trees, popped, strict=True):
+            tree.nodes += 2 * len(part)
+        self._sort(trees, reduced, properties, forms, sign, found, valid)
+
+    def _sort(
+        self,
+        trees: Sequence[Tree],
+        reduced: Reduced,
+        properties: Tensor,
+        forms: Forms,
+        sign: Tensor,
+        found: Bounded,
+        valid: Tensor,
+    ) -> None:
+        """Close what is proven, look for counterexamples, choose where to split the rest, and store it."""
+        proven = found.lower > self._target
+        open_ = valid & ~proven
+        self._search_counterexamples(trees, reduced, forms, found, open_)
+        how = self._settings
+        branch = choose(how.branching, how.candidates, reduced.neurons, forms, sign, found, self._target)
+        everything = (found.lower, properties, sign, found.dual.alpha, found.dual.beta, branch)
+        for at, tree in enumerate(trees):
+            closed = valid[at] & proven[at]
+            tree.close(properties[at][closed], found.lower[at][closed])
+            if tree.witness is not None:
+                continue
+            leaves = open_[at] & (branch[at] < 0)
+            for leaf in leaves.nonzero().squeeze(1).tolist():
+                self._finish_leaf(tree, reduced, at, properties[at, leaf], forms, sign[at, leaf], leaf, found)
+            tree.push(Domains(*(tensor[at] for tensor in everything)).pick(open_[at] & ~leaves))
+
+    def _finish_leaf(
+        self,
+        tree: Tree,
+        reduced: Reduced,
+        at: int,
+        property_: Tensor,
+        forms: Forms,
+        sign: Tensor,
+        leaf: int,
+        found: Bounded,
+    ) -> None:
+        """Decide a sub-problem without unsplit neurons by its linear program."""
+        image = torch.tensor([at], device=self._device)
+        form = forms.rows(image).pick(torch.tensor([[leaf]], device=self._device))
+        solved = solve_leaf(reduced.neurons.rows(image), form, sign)
+        lower = max(solved.lower, found.lower[at, leaf].item())
+        if solved.point is not None and not lower > self._target:
+            self._accept(tree, solved.point)
+        tree.stuck |= not lower > self._target
+        tree.close(property_.view(1), torch.tensor([lower]))
+
+    # -- counterexamples ------------------------------------------------------------------------------------------
+
+    def _search_counterexamples(
+        self, trees: Sequence[Tree], reduced: Reduced, forms: Forms, found: Bounded, open_: Tensor
+    ) -> None:
+        """Evaluate the minimisers, improve the few worst, and check those that seem to refute."""
+        with torch.no_grad():
+            values = evaluate(reduced.neurons, forms, found.point)
+        self._check_points(trees, found.point, values, open_)
+        if not self._settings.node_attack_steps:
+            return
+        few = min(4, values.shape[1])
+        worst = torch.where(open_, values, torch.inf).topk(few, dim=1, largest=False).indices
+        start = found.point.gather(1, worst.unsqueeze(2).expand(-1, -1, found.point.shape[2]))
+        some = forms.pick(worst)
+        improved = self._ascend(reduced, start, some, self._settings.node_attack_steps)
+        self._try(trees, reduced, improved, some, open_.gather(1, worst))
+
+    def _ascend(self, reduced: Reduced, start: Tensor, forms: Forms, steps: int) -> Tensor:
+        """Return points of lower value, (I, N, D): MI-FGSM on the reduced network, which is the network on the box."""
+        shape = start.shape
+        flat = start.flatten(0, 1)
+        box = Box(torch.full_like(flat, -1.0), torch.full_like(flat, 1.0))
+
+        def logits(u: Tensor) -> Tensor:
+            value = evaluate(reduced.neurons, forms, u.view(shape)).flatten()
+            return torch.stack([torch.zeros_like(value), -value], 1)
+
+        step = 2.5 / max(steps, 5)  # half-widths: the whole box can be crossed
+        attack = MiFgsm(steps=steps, step_size=step, objective="margin", random_start=False)
+        labels = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        return attack(logits, box, labels, start=flat).view(shape)
+
+    def _try(self, trees: Sequence[Tree], reduced: Reduced, points: Tensor, forms: Forms, open_: Tensor) -> None:
+        with torch.no_grad():
+            self._check_points(trees, points, evaluate(reduced.neurons, forms, points), open_)
+
+    def _check_points(self, trees: Sequence[Tree], points: Tensor, values: Tensor, open_: Tensor) -> None:
+        """Re-evaluate on the plain network the points that the reduced one says are counterexamples."""
+        promising = (values <= 0) & open_
+        if not promising.any():
+            return
+        best = torch.where(promising, values, torch.inf).argmin(1)
+        for at in promising.any(1).nonzero().squeeze(1).tolist():
+            self._accept(trees[at], points[at, best[at]])
+
+    def _accept(self, tree: Tree, u: Tensor) -> None:
+        """Keep the point, in pixel units, as the witness if it refutes the label on the plain network."""
+        one = slice(tree.row, tree.row + 1)
+        box = self._problem.box[one]
+        x = box.clamp(box.center + box.half_width * u.view_as(box.center))
+        if is_counterexample(self._network, box, self._problem.labels[one], x).item():
+            tree.witness = x[0]
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    @property
+    def _device(self) -> torch.device:
+        return self._problem.images.device
+
+    def _rows(self, trees: list[Tree]) -> Reduced:
+        """Return the reduced networks of the running trees; copied only when one has stopped."""
+        if len(trees) == len(self._trees):
+            return self._reduced
+        if self._active is None or [id(t) for t in self._active[0]] != [id(t) for t in trees]:
+            rows = torch.tensor([self._trees.index(tree) for tree in trees], device=self._device)
+            self._active = trees, self._reduced.rows(rows)
+        return self._active[1]
+
+    def _charge(self, trees: Sequence[Tree], began: float) -> None:
+        """Share the time of a round among the images, and stop those at their limits."""
+        share = (time.monotonic() - began) / len(trees)
+        for tree in trees:
+            tree.seconds += share
+            out = tree.seconds >= self._settings.timeout or tree.nodes >= self._settings.max_nodes
+            if tree.running and (out or self._is_hopeless(tree)):
+                tree.given_up = True
+
+    def _is_hopeless(self, tree: Tree) -> bool:
+        limit = self._settings.timeout
+        if not self._settings.hopeless or tree.seconds < 0.1 * limit:
+            return False
+        rate = (tree.worst - tree.roots[tree.wanted].min().item()) / tree.seconds
+        return tree.worst + 2 * rate * (limit - tree.seconds) < 0
+
+
+def _padded(parts: Sequence[Domains], device: torch.device) -> tuple[Domains, Tensor]:
+    """Return the sub-problems of several images as (I, N, ...) on ``device``, and where they are not padding."""
+    count = max(len(part) for part in parts)
+    valid = torch.stack([torch.arange(count) < len(part) for part in parts]).to(device)
+    padded = []
+    for tensors in zip(*(part.tensors() for part in parts), strict=True):
+        rows = [torch.nn.functional.pad(t, [0, 0] * (t.ndim - 1) + [0, count - len(t)]) for t in tensors]
+        padded.append(torch.stack(rows).to(device))
+    return Domains(*padded), valid
