@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from expressive_losses import registry
 from expressive_losses.errors import UserError
-from expressive_losses.registry import Plugin, Registry, explain
+from expressive_losses.registry import explain, plugin_field
 
 
 class Radius(float):
@@ -49,18 +49,6 @@ class Radius(float):
         return (Radius.parse, (self.text,))
 
 
-def _build(kind: Registry):
-    """A config field that holds one plug-in, written as a name or a mapping."""
-
-    def validate(value: Any) -> Plugin:
-        try:
-            return kind.build(value)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-
-    return Annotated[Plugin, PlainValidator(validate), PlainSerializer(lambda plugin: plugin.spec())]
-
-
 RadiusField = Annotated[Radius, PlainValidator(Radius.parse), PlainSerializer(lambda radius: radius.text)]
 
 
@@ -78,7 +66,7 @@ class EpsConfig(Section):
     target: RadiusField = Field(Radius.parse("0.1"), validate_default=True)
     train_multiplier: float = Field(1.0, gt=0, description="bounded radius in training / target")
     attack_factor: float = Field(1.0, gt=0, description="attacked radius / bounded radius in training")
-    schedule: _build(registry.EPS_SCHEDULES) = Field({"name": "smoothed"}, validate_default=True)
+    schedule: plugin_field(registry.EPS_SCHEDULES) = Field({"name": "smoothed"}, validate_default=True)
 
 
 class ShiConfig(Section):
@@ -109,17 +97,21 @@ class TrainingConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    method: _build(registry.LOSSES) = Field({"name": "mtl_ibp"}, validate_default=True)
-    attack: _build(registry.ATTACKS) = Field({"name": "pgd", "steps": 1, "step_size": 10.0}, validate_default=True)
-    test_attack: _build(registry.ATTACKS) = Field({"name": "pgd", "steps": 40, "step_size": 0.1}, validate_default=True)
+    method: plugin_field(registry.LOSSES) = Field({"name": "mtl_ibp"}, validate_default=True)
+    attack: plugin_field(registry.ATTACKS) = Field(
+        {"name": "pgd", "steps": 1, "step_size": 10.0}, validate_default=True
+    )
+    test_attack: plugin_field(registry.ATTACKS) = Field(
+        {"name": "pgd", "steps": 40, "step_size": 0.1}, validate_default=True
+    )
     eps: EpsConfig = EpsConfig()
-    data: _build(registry.DATASETS) = Field({"name": "digits"}, validate_default=True)
+    data: plugin_field(registry.DATASETS) = Field({"name": "digits"}, validate_default=True)
     validation: float = Field(
         0.0, ge=0, description="held out of the training set: a share below 1, or a number of images"
     )
-    model: _build(registry.MODELS) = Field({"name": "cnn_tiny"}, validate_default=True)
-    optimizer: _build(registry.OPTIMIZERS) = Field({"name": "adam"}, validate_default=True)
-    lr_schedule: _build(registry.LR_SCHEDULES) = Field({"name": "constant"}, validate_default=True)
+    model: plugin_field(registry.MODELS) = Field({"name": "cnn_tiny"}, validate_default=True)
+    optimizer: plugin_field(registry.OPTIMIZERS) = Field({"name": "adam"}, validate_default=True)
+    lr_schedule: plugin_field(registry.LR_SCHEDULES) = Field({"name": "constant"}, validate_default=True)
     training: TrainingConfig = TrainingConfig()
     plugins: tuple[str, ...] = Field((), description="modules imported first, whose plug-ins then have names")
     paper: dict[str, Any] | None = Field(None, description="the published row that this config repeats")

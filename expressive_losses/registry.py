@@ -11,9 +11,9 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
 from expressive_losses.errors import UserError
 
@@ -172,6 +172,23 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {first['input']!r}"
+
+
+def plugin_field(kind: Registry, optional: bool = False) -> Any:
+    """Return the type of a field that holds one plug-in, written as a name or a mapping (or null, if optional)."""
+
+    def validate(value: Any) -> Plugin | None:
+        if value is None and optional:
+            return None
+        try:
+            return kind.build(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    def serialize(plugin: Plugin | None) -> dict[str, Any] | None:
+        return None if plugin is None else plugin.spec()
+
+    return Annotated[Plugin | None, PlainValidator(validate), PlainSerializer(serialize)]
 
 
 LOSSES = Registry("method", "expressive_losses.losses")

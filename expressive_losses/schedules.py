@@ -1,34 +1,18 @@
 """Schedules: pure functions of the optimiser step, so that a resumed run has nothing to replay.
 
 Lengths are in epochs by default, in steps with ``unit: steps``, in shares of the whole run with ``unit: run``.
-Steps count from
-0: ``step`` is the number of updates done.
+Steps count from 0: ``step`` is the number of updates done.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from expressive_losses.registry import EPS_SCHEDULES, LR_SCHEDULES, Plugin
-
-Unit = Literal["epochs", "steps", "run"]
-
-
-class Clock(NamedTuple):
-    """How long an epoch and the run are."""
-
-    steps_per_epoch: int
-    epochs: int
-
-    def steps(self, length: float, unit: Unit) -> int:
-        """Return a length in optimiser steps."""
-        return round(
-            length * {"steps": 1, "epochs": self.steps_per_epoch, "run": self.steps_per_epoch * self.epochs}[unit]
-        )
+from expressive_losses.types import Clock, Unit
 
 
 class EpsSchedule(Plugin):
@@ -37,6 +21,10 @@ class EpsSchedule(Plugin):
     def fraction(self, step: int, clock: Clock) -> float:
         """Return eps(step) / eps(end)."""
         raise NotImplementedError
+
+    def attack_fraction(self, step: int, clock: Clock) -> float:
+        """Return the same for the radius of the training attack."""
+        return self.fraction(step, clock)
 
     def end(self, clock: Clock) -> int:
         """Return the first step at which the fraction is 1 for good."""
@@ -57,11 +45,29 @@ class ConstantEps(EpsSchedule):
 
 
 class Ramp(EpsSchedule):
-    """A radius of 0 for ``warmup``, then a rise over ``length``."""
+    """A radius of 0 for ``warmup``, then a rise over ``length``.
+
+    Training in the warm-up is on clean images, for its last ``attack_warmup`` on attacks of the full radius
+    (AdvIBP's two phases; its text leaves the radius of the second open).
+    """
 
     warmup: float = Field(0.0, ge=0, description="in ``unit``s at radius 0")
+    attack_warmup: float = Field(0.0, ge=0, description="the last so many ``unit``s of the warm-up are adversarial")
     length: float = Field(20.0, ge=0, description="in ``unit``s of the rise")
     unit: Unit = "epochs"
+
+    @model_validator(mode="after")
+    def _attack_within_warmup(self):
+        if self.attack_warmup > self.warmup:
+            raise ValueError(f"attack_warmup {self.attack_warmup:g} is longer than warmup {self.warmup:g}")
+        return self
+
+    def attack_fraction(self, step: int, clock: Clock) -> float:
+        """Return 1 in the adversarial part of the warm-up, else the fraction."""
+        start = self._start(clock)
+        if start - clock.steps(self.attack_warmup, self.unit) <= step < start:
+            return 1.0
+        return self.fraction(step, clock)
 
     def end(self, clock: Clock) -> int:
         """Return the step at which the ramp is over."""

@@ -5,9 +5,8 @@ adversarial logits (train mode) -> bounds, whose BatchNorm statistics are those 
 
 BatchNorm policies (``training.bn_statistics``):
     adversarial: the bounds use the batch statistics of the last forward pass, the adversarial one where there
-        is one, with
-        gradient (the published Expressive Losses code; the default, since the golden numbers and published
-        figures are its).
+        is one, with gradient (the published Expressive Losses code; the default, since the golden numbers and
+        published figures are its).
     clean: the bounds use the clean batch's statistics, with gradient (the text of paper "Expressive Losses",
         appendix E.2).
     clean_frozen: attack, adversarial logits and bounds all use the clean batch's statistics, without gradient
@@ -23,11 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from expressive_losses.attacks.base import Attack
-from expressive_losses.bounds import BatchStatistics, BoundedNetwork, record_statistics, use_statistics
+from expressive_losses.bounds import (
+    TRAINING_METHODS,
+    BatchStatistics,
+    BoundedNetwork,
+    record_statistics,
+    use_statistics,
+)
 from expressive_losses.config import TrainingConfig
 from expressive_losses.losses.base import Loss
 from expressive_losses.regularizers import l1_norm, shi_regularizer
-from expressive_losses.types import BoundedBatch, Bounds, Box
+from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress
 
 #: Radius (pixel units) at which the regulariser's bounds are taken while the schedule's radius is still 0, as
 #: published.
@@ -36,19 +41,39 @@ WARMUP_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Radii:
-    """The radii of one step in pixel units, and how far the ramp is."""
+    """The radii of one step in pixel units, and where in the run it is.
+
+    Attributes:
+        bounded: of the bounds; 0 in the warm-up.
+        attacked: of the attack; > 0 in an adversarial warm-up.
+        fraction: of the ramp, in [0, 1].
+        step, clock, ramp_end: see :class:`expressive_losses.types.Progress`.
+    """
 
     bounded: float
     attacked: float
     fraction: float
+    step: int = 0
+    clock: Clock = Clock(1, 1)
+    ramp_end: int = 0
 
     @property
     def warmup(self) -> bool:
-        """Whether the ramp has not begun: training is on clean images then."""
+        """Whether the ramp has not begun: training is on clean images then, or on attacked ones."""
         return self.bounded == 0
 
+    @property
+    def now(self) -> Progress:
+        """What a loss is told."""
+        return Progress(self.fraction, self.step, self.clock, self.ramp_end)
 
-def evaluate_batch(
+
+def evaluate_batch(*arguments, **options) -> dict[str, Tensor]:
+    """Return only the terms of :func:`forward_batch`."""
+    return forward_batch(*arguments, **options)[1]
+
+
+def forward_batch(
     network: BoundedNetwork,
     loss: Loss,
     attack: Attack,
@@ -57,8 +82,8 @@ def evaluate_batch(
     radii: Radii,
     config: TrainingConfig,
     generator: torch.Generator | None = None,
-) -> dict[str, Tensor]:
-    """Return the named scalars of one batch; ``"total"`` (loss + regularisers) carries the gradient.
+) -> tuple[BoundedBatch, dict[str, Tensor]]:
+    """Return what the loss saw, and the named scalars; ``"total"`` (loss + regularisers) carries the gradient.
 
     Args:
         x: (B, *image) in pixel units.
@@ -66,21 +91,36 @@ def evaluate_batch(
         radii: of this step.
         generator: randomness of the attack; ``None``: torch's global one.
     """
-    needs = ("clean",) if radii.warmup else loss.needed(radii.fraction)
+    needs = _needs(loss, radii)
     clean, statistics = _clean(network, x, needs, config.bn_statistics)
     box = Box.around(x, radii.bounded or WARMUP_EPS)
-    region, adversarial = box, None
+    region, adversarial, x_adv, attacked = box, None, None, None
     if "adv" in needs:
         attacked = Box.around(x, radii.attacked)
         frozen = statistics if config.bn_statistics == "clean_frozen" else None
         with use_statistics(network, frozen):
             x_adv = attack(network, attacked, labels, generator, start=x)
+        x_adv.requires_grad_("x_adv" in needs)
         adversarial, statistics = _adversarial(network, x_adv, statistics, config.bn_statistics)
-        region = loss.region(box, attacked, x_adv, radii.attacked)
+        if not radii.warmup:
+            region = loss.region(box, attacked, x_adv, radii.attacked)
     bounds = _bounds(network, loss, region, labels, needs, radii, statistics, config)
-    batch = BoundedBatch(labels, clean, adversarial, {m: b.margins for m, b in bounds.items()}, radii.fraction)
-    terms = {"loss": F.cross_entropy(clean, labels)} if radii.warmup else loss(batch)
-    return _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
+    margins = {method: found.margins for method, found in bounds.items()}
+    batch = BoundedBatch(labels, clean, adversarial, margins, radii.now, x_adv, attacked)
+    terms = _warmup_terms(batch) if radii.warmup else loss(batch)
+    return batch, _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
+
+
+def _needs(loss: Loss, radii: Radii) -> tuple[str, ...]:
+    if not radii.warmup:
+        return loss.needed(radii.now)
+    return ("adv",) if radii.attacked > 0 else ("clean",)
+
+
+def _warmup_terms(batch: BoundedBatch) -> dict[str, Tensor]:
+    """Return the cross-entropy on the images, or on the attacked ones in an adversarial warm-up."""
+    logits = batch.clean if batch.adversarial is None else batch.adversarial
+    return {"loss": F.cross_entropy(logits, batch.labels)}
 
 
 def _clean(network, x, needs, policy) -> tuple[Tensor, BatchStatistics]:
@@ -108,11 +148,11 @@ def _adversarial(network, x_adv, statistics, policy) -> tuple[Tensor, BatchStati
 
 
 def _bounds(network, loss, region, labels, needs, radii, statistics, config) -> dict[str, Bounds]:
-    methods = [need for need in needs if need not in ("clean", "adv")]
-    regularized = config.shi.weight > 0 and radii.fraction < 1 and set(loss.needs) - {"clean", "adv"}
+    methods = [need for need in needs if need in TRAINING_METHODS]
+    regularized = config.shi.weight > 0 and radii.fraction < 1 and set(loss.needs) & set(TRAINING_METHODS)
     if regularized and not methods:
         methods = ["ibp"]
-    return {method: network.bounds(region, labels, method, statistics) for method in methods}
+    return network.bounds_of(region, labels, methods, statistics)
 
 
 def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from expressive_losses.initialize import shi_initialize
 from expressive_losses.progress import TrainingProgress
 from expressive_losses.run import RunDirectory
 from expressive_losses.schedules import Clock
-from expressive_losses.step import Radii, evaluate_batch
+from expressive_losses.step import Radii, forward_batch
 
 
 class Interrupted(Exception):
@@ -63,7 +63,10 @@ class Trainer:
             shi_initialize(self.network)
         self.optimizer = self.config.optimizer.build(self.network.parameters())
         self.generator = torch.Generator(self.train.device)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.memory = self.config.method.memory(self.parameters)
         self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
         self.seconds = 0.0
 
     def fit(self) -> None:
@@ -88,7 +91,7 @@ class Trainer:
                 self.step += 1
                 self.seconds = time.monotonic() - started
                 if progress.due():
-                    progress.show(self.step, radii.bounded, self._means(index + 1))
+                    progress.show(self.step, radii.bounded, self._means())
                 if index + 1 == self.steps_per_epoch:
                     self._end_epoch(epoch + 1, progress)
                 if self.stop() and self.step < self.steps:
@@ -99,10 +102,10 @@ class Trainer:
 
     def radii(self, step: int) -> Radii:
         """Return the radii of a step: target * multiplier * progress of the ramp, and that times the attack factor."""
-        eps = self.config.eps
-        fraction = eps.schedule.fraction(step, self.clock)
-        bounded = float(eps.target) * eps.train_multiplier * fraction
-        return Radii(bounded, bounded * eps.attack_factor, fraction)
+        eps, clock = self.config.eps, self.clock
+        full, fraction = float(eps.target) * eps.train_multiplier, eps.schedule.fraction(step, clock)
+        attacked = full * eps.attack_factor * eps.schedule.attack_fraction(step, clock)
+        return Radii(full * fraction, attacked, fraction, step, clock, eps.schedule.end(clock))
 
     def train_step(self, indices: Tensor, radii: Radii) -> dict[str, Tensor]:
         """Do one update on the images of these indices; return its scalars, detached and still on the device."""
@@ -112,13 +115,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.optimizer.lr * factor
         x, labels = self.train.batch(indices, self.generator)
-        terms = evaluate_batch(
+        self.optimizer.zero_grad(set_to_none=True)
+        batch, terms = forward_batch(
             self.network, config.method, config.attack, x, labels, radii, config.training, self.generator
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        if radii.warmup:
+            terms["total"].backward()
+        else:
+            terms |= config.method.backward(batch, terms, self.parameters, self.memory)
         if config.training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.training.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, config.training.clip_norm)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
@@ -131,7 +137,8 @@ class Trainer:
                 "seconds": self.seconds,
                 "totals": dict(self.totals),
                 "optimizer": self.optimizer.state_dict(),
-                "method": dict(self.config.method.state_dict()),
+                "counts": dict(self.counts),
+                "method": dict(self.memory),
             },
         }
 
@@ -151,23 +158,25 @@ class Trainer:
         checkpoint.load_weights(self.network.model, payload["weights"], "checkpoint")
         training = payload["training"]
         self.optimizer.load_state_dict(training["optimizer"])
-        self.config.method.load_state_dict(training["method"])
         self.step, self.seconds = training["step"], training["seconds"]
+        self.memory = {name: value.to(self.train.device) for name, value in training["method"].items()}
         self.totals = {name: value.to(self.train.device) for name, value in training["totals"].items()}
+        self.counts = dict(training.get("counts", {}))
         self.run.keep_metrics(self.step // self.steps_per_epoch)
 
     def _add(self, terms: dict[str, Tensor]) -> None:
         """Sum up on the device: reading a value would stall a GPU."""
         for name, value in terms.items():
             self.totals[name] = self.totals[name] + value if name in self.totals else value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
-    def _means(self, count: int) -> dict[str, float]:
-        """Return the means since the epoch began.
+    def _means(self) -> dict[str, float]:
+        """Return the means since the epoch began; a term that came later counts from then on.
 
         Raises:
             UserError: when the loss is not finite.
         """
-        means = {name: float(value) / count for name, value in self.totals.items()}
+        means = {name: float(value) / self.counts[name] for name, value in self.totals.items()}
         if not np.isfinite(means["total"]):
             broken = [name for name, value in means.items() if not np.isfinite(value)]
             raise UserError(
@@ -179,8 +188,8 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         config, last = self.config.training, epoch == self.config.training.epochs
-        row = {"epoch": epoch, "eps": self.radii(self.step - 1).bounded, "train": self._means(self.steps_per_epoch)}
-        self.totals = {}
+        row = {"epoch": epoch, "eps": self.radii(self.step - 1).bounded, "train": self._means()}
+        self.totals, self.counts = {}, {}
         if config.bn_refresh:
             refresh_population_statistics(self.network, (x for x, _ in self.train.in_order(config.batch_size)))
         if epoch % config.evaluate_every == 0 or last:

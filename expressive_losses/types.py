@@ -4,9 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Unit = Literal["epochs", "steps", "run"]
+
+
+class Clock(NamedTuple):
+    """How long an epoch and the run are."""
+
+    steps_per_epoch: int
+    epochs: int
+
+    def steps(self, length: float, unit: Unit) -> int:
+        """Return a length in optimiser steps."""
+        return round(
+            length * {"steps": 1, "epochs": self.steps_per_epoch, "run": self.steps_per_epoch * self.epochs}[unit]
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in the run a step is.
+
+    Attributes:
+        eps_fraction: eps / eps at the end of the ramp, in [0, 1].
+        step: updates done.
+        clock: how long an epoch and the run are.
+        ramp_end: first step at the full radius.
+    """
+
+    eps_fraction: float = 1.0
+    step: int = 0
+    clock: Clock = Clock(1, 1)
+    ramp_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,14 +135,18 @@ class BoundedBatch:
         clean: logits on the images, (B, K), or None.
         adversarial: logits on the attacked images, (B, K), or None.
         margins: per bound method, lower bounds on f_y - f_j, (B, K-1).
-        eps_fraction: progress of the eps ramp in [0, 1].
+        now: where in the run this is.
+        x_adv: the attacked images, (B, *image), as a leaf that takes a gradient, or None.
+        attacked: the region of the attack, or None.
     """
 
     labels: Tensor
     clean: Tensor | None = None
     adversarial: Tensor | None = None
     margins: Mapping[str, Tensor] = field(default_factory=dict)
-    eps_fraction: float = 1.0
+    now: Progress = Progress()
+    x_adv: Tensor | None = None
+    attacked: Box | None = None
 
 
 def specification(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

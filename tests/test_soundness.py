@@ -22,8 +22,8 @@ INSTANCES = {
     "dm_small": ({}, (1, 12, 12)),
     "resnet": ({"width": 4}, (1, 8, 8)),
 }
-TRAINING_METHODS = ("ibp", "crown_ibp")
-METHODS = ("ibp", "crown_ibp", "crown", "alpha_crown")
+TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp")
+METHODS = ("ibp", "ibp_logits", "crown_ibp", "crown", "alpha_crown")
 
 
 def randomized(network: BoundedNetwork, seed: int) -> BoundedNetwork:
@@ -212,3 +212,29 @@ def test_unknown_method_and_layer():
     )
     with pytest.raises(UserError, match="cannot bound this network"):
         BoundedNetwork(strange, (1, 4, 4), CLASSES).margins(Box.around(x, 0.1), labels)
+
+
+@pytest.mark.parametrize("name", ["cnn_tiny", "resnet"])
+def test_ibp_out_of_the_pass_of_crown_ibp_is_ibp(name):
+    network = instance(name)
+    x, labels = data(network)
+    box = Box.around(x, 0.05)
+    both = network.bounds_of(box, labels, ("ibp", "crown_ibp"))
+    for method, found in both.items():
+        torch.testing.assert_close(found.margins, network.margins(box, labels, method), rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(both[m].margins.sum(), network.parameters(), retain_graph=True) for m in both]
+    for method, ours in zip(both, gradients, strict=True):
+        theirs = torch.autograd.grad(network.margins(box, labels, method).sum(), network.parameters())
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cnn_tiny", "mlp", "resnet"])
+def test_elision_of_the_last_layer_is_tighter(name):
+    network = instance(name)
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    merged, subtracted = (network.margins(box, labels, method) for method in ("ibp", "ibp_logits"))
+    assert (subtracted <= merged + 1e-5).all()
+    assert (subtracted < merged - 1e-3).any()

@@ -30,10 +30,10 @@ class Attack(Plugin, ABC):
 
     Attributes:
         objective: "ce" is the cross-entropy; "margin" is max_j f_j - f_y over the classes j != y, > 0 when
-            misclassified.
+            misclassified; "kl" is the divergence from the prediction at ``start`` (TRADES).
     """
 
-    objective: Literal["ce", "margin"] = "ce"
+    objective: Literal["ce", "margin", "kl"] = "ce"
 
     @abstractmethod
     def __call__(
@@ -55,9 +55,19 @@ class Attack(Plugin, ABC):
                 *image), projected on the box. ``None``: the centre of the box.
         """
 
+    def targets(self, logits: Logits, box: Box, labels: Tensor, start: Tensor | None) -> Tensor:
+        """Return what :meth:`value` compares with: the labels, or for "kl" the probabilities at ``start``, (B, K)."""
+        if self.objective != "kl":
+            return labels
+        with torch.no_grad():
+            return logits(starting_point(box, start)).softmax(1)
+
     def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the objective of each sample, (B,), from the logits (B, K)."""
-        if self.objective == "ce":
+        """Return the objective of each sample, (B,), from the logits (B, K).
+
+        The cross-entropy from given probabilities is the divergence plus a constant.
+        """
+        if self.objective != "margin":
             return F.cross_entropy(logits, labels, reduction="none")
         return -margins_of(logits, labels).min(1).values
 
@@ -100,7 +110,7 @@ class IterativeAttack(Attack):
         generator: Randomness = None,
         start: Tensor | None = None,
     ) -> Tensor:
-        best = None
+        labels, best = self.targets(logits, box, labels, start), None
         for restart in range(self.restarts):
             x = uniform(box, generator) if self.random_start or restart else starting_point(box, start)
             if best is None:

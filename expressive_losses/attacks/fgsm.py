@@ -35,5 +35,6 @@ class Fgsm(Attack):
         start: Tensor | None = None,
     ) -> Tensor:
         x = uniform(box, generator) if self.random_start else starting_point(box, start)
+        labels = self.targets(logits, box, labels, start)
         _, gradient = self.value_and_gradient(logits, x, labels)
         return box.clamp(x + self.step_size * box.half_width * gradient.sign())

@@ -1,6 +1,6 @@
 """Sound bounds on network outputs. This package alone imports auto_LiRPA."""
 
-from expressive_losses.bounds.network import BoundedNetwork, BoundMethod
+from expressive_losses.bounds.network import TRAINING_METHODS, BoundedNetwork, BoundMethod
 from expressive_losses.bounds.statistics import (
     BatchStatistics,
     record_statistics,
@@ -9,6 +9,7 @@ from expressive_losses.bounds.statistics import (
 )
 
 __all__ = [
+    "TRAINING_METHODS",
     "BatchStatistics",
     "BoundMethod",
     "BoundedNetwork",

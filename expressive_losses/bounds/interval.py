@@ -115,8 +115,11 @@ def _flattened(stage: Stage, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
     """Return min over the box of (W_y - W_j) x + b_y - b_j for every j != y: at the centre, minus |W_y - W_j| r."""
     others = other_classes(labels, last.out_features)
-    rows = last.weight[labels].unsqueeze(1) - last.weight[others]
+    # not weight[labels]: the backward of indexing adds up in any order on several threads, so that a run could not be
+    # repeated bit for bit
+    rows = F.embedding(labels, last.weight).unsqueeze(1) - F.embedding(others, last.weight)
     lower = rows @ center.unsqueeze(2) - rows.abs() @ radius.unsqueeze(2)
     if last.bias is not None:
-        lower = lower + (last.bias[labels].unsqueeze(1) - last.bias[others]).unsqueeze(2)
+        bias = last.bias.unsqueeze(1)
+        lower = lower + F.embedding(labels, bias).unsqueeze(1) - F.embedding(others, bias)
     return lower.squeeze(2)

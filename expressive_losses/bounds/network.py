@@ -15,8 +15,10 @@ from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.errors import UserError
 from expressive_losses.types import Bounds, Box, specification
 
-BoundMethod = Literal["ibp", "crown_ibp", "crown", "alpha_crown"]
+BoundMethod = Literal["ibp", "ibp_logits", "crown_ibp", "crown", "alpha_crown"]
 BOUND_METHODS: tuple[str, ...] = get_args(BoundMethod)
+#: Those that training differentiates through.
+TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp")
 
 
 class BoundedNetwork(nn.Module):
@@ -83,7 +85,8 @@ class BoundedNetwork(nn.Module):
         Args:
             box: pixel units, (B, *shape).
             labels: (B,) int64.
-            method: "ibp"; "crown_ibp" (IBP inside, CROWN for the margins); "crown"; "alpha_crown".
+            method: "ibp"; "ibp_logits" (IBP without elision: differences of logit bounds); "crown_ibp" (IBP inside,
+                CROWN for the margins); "crown"; "alpha_crown".
             statistics: BatchNorm statistics to bound with, gradients flow into them; ``None`` means the running ones.
             options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`.
 
@@ -101,6 +104,30 @@ class BoundedNetwork(nn.Module):
     def margins(self, box: Box, labels: Tensor, method: BoundMethod = "ibp", **options) -> Tensor:
         """Return only the margins of :meth:`bounds`, (B, K-1)."""
         return self.bounds(box, labels, method, **options).margins
+
+    def bounds_of(
+        self,
+        box: Box,
+        labels: Tensor,
+        methods: Sequence[BoundMethod],
+        statistics: BatchStatistics | None = None,
+    ) -> dict[str, Bounds]:
+        """Return :meth:`bounds` for several methods; IBP comes out of CROWN-IBP's own pass, not out of a second one.
+
+        Args:
+            box, labels, statistics: see :meth:`bounds`.
+            methods: any number of them.
+        """
+        if "ibp" in methods and "crown_ibp" in methods:
+            normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
+            matrices = specification(labels, self.classes, normalised.lower.dtype)
+            graph = self._graph("crown_ibp")
+            ibp, crown_ibp = graph.ibp_and_crown_ibp(normalised, matrices, self._statistics(statistics))
+            found = {"ibp": ibp, "crown_ibp": crown_ibp}
+        else:
+            found = {}
+        rest = [method for method in methods if method not in found]
+        return found | {method: self.bounds(box, labels, method, statistics) for method in rest}
 
     def _statistics(self, statistics: BatchStatistics | None) -> BatchStatistics | None:
         prefix = "model."

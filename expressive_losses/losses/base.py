@@ -1,16 +1,22 @@
-"""What a training method is: declared needs, and terms computed from tensors."""
+"""What a training method is: declared needs, terms computed from tensors, and how their gradient is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from expressive_losses.registry import Plugin
-from expressive_losses.types import BoundedBatch, Box, margins_of
+from expressive_losses.registry import EPS_SCHEDULES, Plugin, plugin_field
+from expressive_losses.types import BoundedBatch, Box, Progress, margins_of
+
+#: Bounds that training can differentiate through.
+TrainingBound = Literal["ibp", "crown_ibp"]
+#: Terms that the training step adds to a loss.
+REGULARIZERS = ("shi", "l1")
 
 
 class Loss(Plugin):
@@ -18,14 +24,15 @@ class Loss(Plugin):
     one order.
 
     Attributes:
-        needs: of "clean" (logits with gradient), "adv" (adversarial logits), "ibp", "crown_ibp", "crown"
-            (margin bounds).
+        needs: all that it may need, of "clean" (logits with gradient), "adv" (adversarial logits), "x_adv" (the
+            attacked images as a leaf that takes a gradient) and margin bounds: "ibp", "ibp_logits" (IBP without
+            elision of the last layer), "crown_ibp".
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def needed(self, eps_fraction: float) -> tuple[str, ...]:
-        """Return what is needed at this point of the ramp; :attr:`needs` unless a term has weight 0 there."""
+    def needed(self, now: Progress) -> tuple[str, ...]:
+        """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
         return self.needs
 
     def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float) -> Box:
@@ -42,12 +49,30 @@ class Loss(Plugin):
         """Return named scalar terms; ``"loss"`` is what is minimised, the others are logged."""
         raise NotImplementedError
 
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """Return what must survive a resume; empty for a loss without memory."""
+    def memory(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the tensors that the loss carries from step to step, at the start of training; most need none.
+
+        The trainer keeps them, and they are in its checkpoints.
+        """
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`."""
+    def backward(
+        self,
+        batch: BoundedBatch,
+        terms: dict[str, Tensor],
+        parameters: Sequence[Tensor],
+        memory: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Add to the parameters' ``.grad``; return more scalars to log.
+
+        Args:
+            batch: what :meth:`__call__` got.
+            terms: what it returned, the regularisers, and ``"total"`` (the loss plus the regularisers).
+            parameters: those that are trained.
+            memory: updated in place; see :meth:`memory`.
+        """
+        terms["total"].backward()
+        return {}
 
 
 def verified_cross_entropy(margins: Tensor, reduction: str = "mean") -> Tensor:
@@ -67,13 +92,76 @@ def verified_cross_entropy(margins: Tensor, reduction: str = "mean") -> Tensor:
     )
 
 
+def mixed_margins(batch: BoundedBatch, beta: float) -> Tensor:
+    """Return beta CROWN-IBP margins + (1 - beta) IBP margins; a bound of weight 0 need not be there.
+
+    Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", equation (9).
+    """
+    weights = {"crown_ibp": beta, "ibp": 1 - beta}
+    return sum(weight * batch.margins[method] for method, weight in weights.items() if weight > 0)
+
+
+class KappaLoss(Loss):
+    """Base of the methods that mix the clean loss and a verified one, (1 - kappa) clean + kappa verified.
+
+    kappa moves from its start to its end along the eps ramp, or along a schedule of its own.
+
+    NOTE: the papers write kappa for the weight of the clean term; here it is the weight of the verified one.
+    """
+
+    kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the verified loss at the start of the ramp")
+    kappa_end: float = Field(1.0, ge=0, le=1, description="weight of the verified loss from the end of the ramp on")
+    kappa_schedule: plugin_field(EPS_SCHEDULES, optional=True) = Field(
+        None, description="progress of kappa, an eps schedule; null: that of eps"
+    )
+
+    def kappa(self, now: Progress) -> float:
+        """Return the weight of the verified loss."""
+        schedule = self.kappa_schedule
+        moved = now.eps_fraction if schedule is None else schedule.fraction(now.step, now.clock)
+        return self.kappa_start + (self.kappa_end - self.kappa_start) * moved
+
+    def mixed(self, batch: BoundedBatch, verified: Tensor) -> Tensor:
+        """Return the mixture; without the clean logits where they have no weight."""
+        kappa = self.kappa(batch.now)
+        if kappa == 1:
+            return verified
+        return (1 - kappa) * F.cross_entropy(batch.clean, batch.labels) + kappa * verified
+
+
 class ExpressiveLoss(Loss):
     """A loss between the adversarial one (alpha 0) and the verified one (alpha 1), increasing in alpha.
+
+    A subclass gives :meth:`robust`. Its bound may be any that training can differentiate through, and the
+    clean loss may be mixed in: robust_weight robust loss + (1 - robust_weight) clean loss (CTBench).
 
     Source: paper "Expressive Losses", definition 3.1.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("adv", "ibp")
+    alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: verified loss")
+    bound: TrainingBound = Field("ibp", description="method of the verified margins")
+    robust_weight: float = Field(1.0, gt=0, le=1, description="the rest is the weight of the clean loss")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Adversarial logits, the bound, and the clean logits if they have weight."""
+        return (*(("clean",) if self.robust_weight < 1 else ()), "adv", self.bound)
+
+    def robust(self, batch: BoundedBatch) -> dict[str, Tensor]:
+        """Return the terms of the method itself, with ``"loss"``."""
+        raise NotImplementedError
+
+    def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
+        """Return the terms, the clean loss mixed into ``"loss"``."""
+        terms = self.robust(batch)
+        if self.robust_weight < 1:
+            clean = F.cross_entropy(batch.clean, batch.labels)
+            terms["loss"] = self.robust_weight * terms["loss"] + (1 - self.robust_weight) * clean
+        return terms
+
+    def verified_margins(self, batch: BoundedBatch) -> Tensor:
+        """Return lower bounds on f_y - f_j by the chosen method, (B, K-1)."""
+        return batch.margins[self.bound]
 
     def adversarial_margins(self, batch: BoundedBatch) -> Tensor:
         """Return f_y - f_j at the attacked images, (B, K-1)."""

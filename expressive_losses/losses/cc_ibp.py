@@ -1,6 +1,5 @@
 """CC-IBP: a convex combination inside the loss."""
 
-from pydantic import Field
 from torch import Tensor
 
 from expressive_losses.losses.base import ExpressiveLoss, verified_cross_entropy
@@ -10,14 +9,12 @@ from expressive_losses.types import BoundedBatch
 
 @LOSSES.register("cc_ibp")
 class CCIBP(ExpressiveLoss):
-    """Cross-entropy of (1 - alpha) adversarial margins + alpha IBP margins.
+    """Cross-entropy of (1 - alpha) adversarial margins + alpha verified margins.
 
     Source: paper "Expressive Losses", equation (7).
     """
 
-    alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: IBP loss")
-
-    def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
+    def robust(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the loss of the combined margins."""
-        margins = (1 - self.alpha) * self.adversarial_margins(batch) + self.alpha * batch.margins["ibp"]
+        margins = (1 - self.alpha) * self.adversarial_margins(batch) + self.alpha * self.verified_margins(batch)
         return {"loss": verified_cross_entropy(margins)}

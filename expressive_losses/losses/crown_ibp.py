@@ -2,47 +2,39 @@
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from expressive_losses.losses.base import Loss, verified_cross_entropy
+from expressive_losses.losses.base import KappaLoss, mixed_margins, verified_cross_entropy
 from expressive_losses.registry import LOSSES
-from expressive_losses.types import BoundedBatch
+from expressive_losses.types import BoundedBatch, Progress
 
 
 @LOSSES.register("crown_ibp")
-class CrownIBP(Loss):
+class CrownIBP(KappaLoss):
     """(1 - kappa) clean loss + kappa loss of margins mixed from CROWN-IBP (beta) and IBP (1 - beta); beta falls
     along the ramp.
 
-    Both weights move linearly from their start to their end while eps rises. The papers write kappa for the
-    weight of the clean term; here, as in paper "Expressive Losses", it is the weight of the verified one.
+    kappa of the paper's three settings (there the weight of the clean term): 0 to 0 is here 1 to 1, 1 to 0.5 is
+    0 to 0.5, 1 to 0 is 0 to 1. Where it keeps beta at 1 (CIFAR-10, 2/255): ``beta_end = 1``.
 
     Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", equation (9).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("clean", "ibp", "crown_ibp")
-    kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the verified loss at the start of the ramp")
-    kappa_end: float = Field(1.0, ge=0, le=1, description="weight of the verified loss from the end of the ramp on")
     beta_start: float = Field(1.0, ge=0, le=1, description="weight of the CROWN-IBP margins at the start of the ramp")
     beta_end: float = Field(0.0, ge=0, le=1, description="weight of the CROWN-IBP margins from the end of the ramp on")
 
-    def weights(self, eps_fraction: float) -> tuple[float, float]:
-        """Return (kappa, beta)."""
-        kappa = self.kappa_start + (self.kappa_end - self.kappa_start) * eps_fraction
-        return kappa, self.beta_start + (self.beta_end - self.beta_start) * eps_fraction
+    def beta(self, now: Progress) -> float:
+        """Return the weight of the CROWN-IBP margins."""
+        return self.beta_start + (self.beta_end - self.beta_start) * now.eps_fraction
 
-    def needed(self, eps_fraction: float) -> tuple[str, ...]:
+    def needed(self, now: Progress) -> tuple[str, ...]:
         """Return only what has weight: CROWN-IBP bounds cost several IBP passes."""
-        kappa, beta = self.weights(eps_fraction)
-        weight = {"clean": 1 - kappa, "ibp": 1 - beta, "crown_ibp": beta}
+        weight = {"clean": 1 - self.kappa(now), "ibp": 1 - self.beta(now), "crown_ibp": self.beta(now)}
         return tuple(need for need in self.needs if weight[need] > 0)
 
     def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the mixture and its verified part."""
-        kappa, beta = self.weights(batch.eps_fraction)
-        margins = sum(w * batch.margins[m] for m, w in (("crown_ibp", beta), ("ibp", 1 - beta)) if w > 0)
-        verified = verified_cross_entropy(margins)
-        clean = F.cross_entropy(batch.clean, batch.labels) if kappa < 1 else 0.0
-        return {"loss": (1 - kappa) * clean + kappa * verified, "verified_loss": verified}
+        verified = verified_cross_entropy(mixed_margins(batch, self.beta(batch.now)))
+        return {"loss": self.mixed(batch, verified), "verified_loss": verified}

@@ -13,20 +13,19 @@ from expressive_losses.types import BoundedBatch
 
 @LOSSES.register("exp_ibp")
 class ExpIBP(ExpressiveLoss):
-    """adversarial loss ^ (1 - alpha) * IBP loss ^ alpha, on batch means (as published) or per sample.
+    """adversarial loss ^ (1 - alpha) * verified loss ^ alpha, on batch means (as published) or per sample.
 
     Source: the ICLR 2024 version of "Expressive Losses" and its code, which exponentiates batch means; the
     per-sample form (then averaged) is never larger.
     """
 
-    alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: IBP loss")
     average: Literal["batch", "sample"] = Field("batch", description="exponents on batch means, or on each sample")
 
-    def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
+    def robust(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the product and its two factors."""
         reduction = "mean" if self.average == "batch" else "none"
         adversarial = F.cross_entropy(batch.adversarial, batch.labels, reduction=reduction)
-        verified = verified_cross_entropy(batch.margins["ibp"], reduction=reduction)
+        verified = verified_cross_entropy(self.verified_margins(batch), reduction=reduction)
         loss = (_power(adversarial, 1 - self.alpha) * _power(verified, self.alpha)).mean()
         return {"loss": loss, "adv_loss": adversarial.mean(), "ibp_loss": verified.mean()}
 
