@@ -76,6 +76,14 @@ class ShiConfig(Section):
     tol: float = Field(0.5, gt=0)
 
 
+class AveragingConfig(Section):
+    """Averages of the weights: evaluated, and saved as the trained network, in place of the last ones."""
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    start: float = Field(0.0, ge=0, description="epochs done when averaging begins")
+    decay: float = Field(0.999, ge=0, lt=1, description="of the exponential average, per step")
+
+
 class TrainingConfig(Section):
     """The loop."""
 
@@ -90,8 +98,20 @@ class TrainingConfig(Section):
     bn_refresh: bool = Field(
         False, description="recompute population statistics over the training set after each epoch"
     )
+    average: AveragingConfig = AveragingConfig()
+    accumulate: int = Field(1, ge=1, description="parts that a batch is worked off in, to save memory")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.accumulate > 1 and self.bn_statistics != "clean_frozen":
+            raise ValueError(
+                "accumulate: needs bn_statistics: clean_frozen, whose statistics (of the whole batch) take no gradient"
+            )
+        if self.average.kind != "none" and self.average.start >= self.epochs:
+            raise ValueError(f"average: start {self.average.start:g} is not before the end ({self.epochs} epochs)")
+        return self
 
 
 class Config(Section):
@@ -119,6 +139,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self):
         self.lr_schedule.check(self.training.epochs)
+        if self.training.accumulate > 1 and not self.method.separable:
+            raise ValueError(f"training.accumulate: the loss of '{self.method.name}' is no mean over the batch")
         if float(self.eps.target) * self.eps.train_multiplier > 1:
             raise ValueError("eps: target * train_multiplier is above 1, the whole pixel range")
         return self

@@ -82,6 +82,7 @@ def forward_batch(
     radii: Radii,
     config: TrainingConfig,
     generator: torch.Generator | None = None,
+    statistics: BatchStatistics | None = None,
 ) -> tuple[BoundedBatch, dict[str, Tensor]]:
     """Return what the loss saw, and the named scalars; ``"total"`` (loss + regularisers) carries the gradient.
 
@@ -90,9 +91,15 @@ def forward_batch(
         labels: (B,) int64.
         radii: of this step.
         generator: randomness of the attack; ``None``: torch's global one.
+        statistics: those of the whole batch, from :func:`clean_statistics`, when these images are a part of it
+            (policy clean_frozen); then they are used for the clean logits too.
     """
     needs = _needs(loss, radii)
-    clean, statistics = _clean(network, x, needs, config.bn_statistics)
+    if statistics is None:
+        clean, statistics = _clean(network, x, needs, config.bn_statistics)
+    else:
+        with use_statistics(network, statistics):
+            clean = network(x)
     box = Box.around(x, radii.bounded or WARMUP_EPS)
     region, adversarial, x_adv, attacked = box, None, None, None
     if "adv" in needs:
@@ -109,6 +116,15 @@ def forward_batch(
     batch = BoundedBatch(labels, clean, adversarial, margins, radii.now, x_adv, attacked)
     terms = _warmup_terms(batch) if radii.warmup else loss(batch)
     return batch, _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
+
+
+@torch.no_grad()
+def clean_statistics(network: BoundedNetwork, x: Tensor) -> BatchStatistics:
+    """Return BatchNorm's statistics over a whole batch of images, and update the running ones."""
+    network.train()
+    with record_statistics(network) as statistics:
+        network(x)
+    return statistics
 
 
 def _needs(loss: Loss, radii: Radii) -> tuple[str, ...]:
@@ -152,7 +168,7 @@ def _bounds(network, loss, region, labels, needs, radii, statistics, config) -> 
     regularized = config.shi.weight > 0 and radii.fraction < 1 and set(loss.needs) & set(TRAINING_METHODS)
     if regularized and not methods:
         methods = ["ibp"]
-    return network.bounds_of(region, labels, methods, statistics)
+    return network.bounds_of(region, labels, methods, statistics, **loss.bound_options())
 
 
 def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tensor]:

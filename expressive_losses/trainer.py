@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from expressive_losses import checkpoint
+from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
 from expressive_losses.config import Config
 from expressive_losses.data.batches import Batches
@@ -25,7 +26,7 @@ from expressive_losses.initialize import shi_initialize
 from expressive_losses.progress import TrainingProgress
 from expressive_losses.run import RunDirectory
 from expressive_losses.schedules import Clock
-from expressive_losses.step import Radii, forward_batch
+from expressive_losses.step import Radii, clean_statistics, forward_batch
 
 
 class Interrupted(Exception):
@@ -65,12 +66,13 @@ class Trainer:
         self.generator = torch.Generator(self.train.device)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.memory = self.config.method.memory(self.parameters)
+        self.average = WeightAverage(training.average, self.network)
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.seconds = 0.0
 
     def fit(self) -> None:
-        """Train to the last epoch, or raise.
+        """Train to the last epoch, or raise. The network then has the averaged weights, if an average was asked for.
 
         Raises:
             UserError: when a loss is no longer finite; the last checkpoint is from before.
@@ -89,6 +91,7 @@ class Trainer:
                     self.train_step(self.train.order_of_step(order, index, self.config.training.batch_size), radii)
                 )
                 self.step += 1
+                self.average.update(self.step / self.steps_per_epoch, index + 1 == self.steps_per_epoch)
                 self.seconds = time.monotonic() - started
                 if progress.due():
                     progress.show(self.step, radii.bounded, self._means())
@@ -97,6 +100,7 @@ class Trainer:
                 if self.stop() and self.step < self.steps:
                     self.run.save(self.state())
                     raise Interrupted
+            self.average.apply(self._refresh)
         finally:
             progress.close()
 
@@ -116,17 +120,45 @@ class Trainer:
             group["lr"] = config.optimizer.lr * factor
         x, labels = self.train.batch(indices, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        batch, terms = forward_batch(
-            self.network, config.method, config.attack, x, labels, radii, config.training, self.generator
+        terms = (
+            self._gradient(x, labels, radii) if config.training.accumulate == 1 else self._in_parts(x, labels, radii)
         )
-        if radii.warmup:
-            terms["total"].backward()
-        else:
-            terms |= config.method.backward(batch, terms, self.parameters, self.memory)
         if config.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.training.clip_norm)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
+
+    def _gradient(
+        self, x: Tensor, labels: Tensor, radii: Radii, share: float = 1.0, statistics=None
+    ) -> dict[str, Tensor]:
+        """Add ``share`` times the gradient of these images' loss to the parameters; return the terms."""
+        method, training = self.config.method, self.config.training
+        batch, terms = forward_batch(
+            self.network, method, self.config.attack, x, labels, radii, training, self.generator, statistics
+        )
+        if radii.warmup or share < 1:
+            (share * terms["total"]).backward()
+            return terms
+        return terms | method.backward(batch, terms, self.parameters, self.memory)
+
+    def _in_parts(self, x: Tensor, labels: Tensor, radii: Radii) -> dict[str, Tensor]:
+        """Do the same part by part, with the BatchNorm statistics of the whole batch; return the terms' means.
+
+        Exact for losses that are means over samples; Shi et al.'s regulariser becomes the mean of the parts' own.
+        """
+        statistics = clean_statistics(self.network, x)
+        means: dict[str, Tensor] = {}
+        parts = self.config.training.accumulate
+        for images, own in zip(x.chunk(parts), labels.chunk(parts), strict=True):
+            share = len(own) / len(labels)
+            terms = self._gradient(images, own, radii, share, statistics)
+            means = {name: means.get(name, 0.0) + share * value.detach() for name, value in terms.items()}
+        return means
+
+    def _refresh(self) -> None:
+        """Compute BatchNorm's running statistics anew over the training images, for the weights as they are."""
+        images = (x for x, _ in self.train.in_order(self.config.training.batch_size))
+        refresh_population_statistics(self.network, images)
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs, as tensors and plain values."""
@@ -139,6 +171,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "counts": dict(self.counts),
                 "method": dict(self.memory),
+                "average": self.average.state_dict(),
             },
         }
 
@@ -160,6 +193,8 @@ class Trainer:
         self.optimizer.load_state_dict(training["optimizer"])
         self.step, self.seconds = training["step"], training["seconds"]
         self.memory = {name: value.to(self.train.device) for name, value in training["method"].items()}
+        if "average" in training:
+            self.average.load_state_dict(training["average"])
         self.totals = {name: value.to(self.train.device) for name, value in training["totals"].items()}
         self.counts = dict(training.get("counts", {}))
         self.run.keep_metrics(self.step // self.steps_per_epoch)
@@ -191,9 +226,10 @@ class Trainer:
         row = {"epoch": epoch, "eps": self.radii(self.step - 1).bounded, "train": self._means()}
         self.totals, self.counts = {}, {}
         if config.bn_refresh:
-            refresh_population_statistics(self.network, (x for x, _ in self.train.in_order(config.batch_size)))
+            self._refresh()
         if epoch % config.evaluate_every == 0 or last:
-            row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))
+            with self.average.applied(self._refresh):
+                row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))
         self.run.log({**row, "seconds": round(self.seconds, 3)})
         progress.epoch(self.step, row)
         if epoch % config.checkpoint_every == 0 or last:

@@ -155,3 +155,20 @@ def test_pgd_repeats_the_published_attack(steps, attack, golden):
     assert ((logits - expected).abs().max() < 2e-3 * expected.abs().max()).item()
     ce = torch.nn.functional.cross_entropy(logits, golden.labels, reduction="none")
     torch.testing.assert_close(ce, golden[f"A.pgd.n{steps}.ce"], rtol=1e-4, atol=0)
+
+
+def test_kl_objective_moves_away_from_the_prediction_whatever_the_label():
+    """TRADES: cross-entropy from the clean probabilities rises like the divergence; the labels play no part."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    x = torch.rand(8, 1, 4, 4)
+    attack = ATTACKS.build({"name": "pgd", "steps": 5, "step_size": 0.5, "objective": "kl"})
+    points = [
+        attack(network, Box.around(x, 0.1), torch.full((8,), label), torch.Generator().manual_seed(0), start=x)
+        for label in (0, 2)
+    ]
+    assert torch.equal(*points)
+    clean, moved = (torch.nn.functional.log_softmax(network(p), 1) for p in (x, points[0]))
+    divergence = torch.nn.functional.kl_div(moved, clean, reduction="none", log_target=True).sum(1)
+    random = torch.nn.functional.log_softmax(network(Box.around(x, 0.1).sample()), 1)
+    assert (divergence >= torch.nn.functional.kl_div(random, clean, reduction="none", log_target=True).sum(1)).all()

@@ -13,7 +13,7 @@ LAYERS = (
     ("registry", "types", "locking"),
     ("config", "schedules", "optimizers"),
     ("bounds", "attacks", "losses", "models", "data"),
-    ("regularizers", "initialize", "verify"),
+    ("regularizers", "initialize", "averaging", "verify"),
     ("step", "evaluate", "checkpoint"),
     ("run", "progress", "plots"),
     ("trainer", "results"),

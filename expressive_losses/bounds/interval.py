@@ -81,7 +81,9 @@ def chain_of(model: nn.Module) -> list[Stage] | None:
     return stages if ends_linear and not flatten else None
 
 
-def interval_bounds(stages: list[Stage], box: Box, labels: Tensor, statistics: BatchStatistics | None) -> Bounds:
+def interval_bounds(
+    stages: list[Stage], box: Box, labels: Tensor, statistics: BatchStatistics | None, relu_shrink: float = 1.0
+) -> Bounds:
     """Bound f_y - f_j by interval arithmetic, the last linear layer merged with the differences.
 
     With a layer W, b and a box of centre c and radius r: c <- W c + b, r <- |W| r; a ReLU acts on c - r and c + r.
@@ -91,6 +93,7 @@ def interval_bounds(stages: list[Stage], box: Box, labels: Tensor, statistics: B
         box: normalised inputs, (B, *shape).
         labels: (B,) int64.
         statistics: of BatchNorm, by name; ``None``: the running ones.
+        relu_shrink: factor on the radius of every ReLU's input (SABR). Below 1 the result is NO bound: for training only.
 
     Source: paper "On the Effectiveness of Interval Bound Propagation", equations (6) and (7); elision: its section 3.
     """
@@ -102,6 +105,8 @@ def interval_bounds(stages: list[Stage], box: Box, labels: Tensor, statistics: B
         if stage.relu:
             lower, upper = center - radius, center + radius
             relu_inputs.append(Box(lower, upper))
+            if relu_shrink < 1:
+                lower, upper = center - relu_shrink * radius, center + relu_shrink * radius
             lower, upper = F.relu(lower), F.relu(upper)
             center, radius = (lower + upper) / 2, (upper - lower) / 2
     center, radius = _flattened(stages[-1], center, radius)

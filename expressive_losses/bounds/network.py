@@ -88,16 +88,21 @@ class BoundedNetwork(nn.Module):
             method: "ibp"; "ibp_logits" (IBP without elision: differences of logit bounds); "crown_ibp" (IBP inside,
                 CROWN for the margins); "crown"; "alpha_crown".
             statistics: BatchNorm statistics to bound with, gradients flow into them; ``None`` means the running ones.
-            options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`.
+            options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`; of IBP,
+                ``relu_shrink``, see :func:`expressive_losses.bounds.interval.interval_bounds`.
 
         Raises:
-            UserError: when auto_LiRPA cannot bound one of the layers.
+            UserError: when auto_LiRPA cannot bound one of the layers, or there is no such option for this network.
         """
         if method not in BOUND_METHODS:
             raise UserError(f"unknown bound '{method}'; known: {', '.join(BOUND_METHODS)}")
         normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
         if method == "ibp" and self._chain is not None:
-            return interval_bounds(self._chain, normalised, labels, self._statistics(statistics))
+            return interval_bounds(self._chain, normalised, labels, self._statistics(statistics), **options)
+        if "relu_shrink" in options:
+            raise UserError(
+                f"relu_shrink: only for bound 'ibp' on a plain chain of layers, not for '{method}' on this network"
+            )
         matrices = specification(labels, self.classes, normalised.lower.dtype)
         return self._graph(method).bounds(normalised, matrices, method, self._statistics(statistics), **options)
 
@@ -111,11 +116,12 @@ class BoundedNetwork(nn.Module):
         labels: Tensor,
         methods: Sequence[BoundMethod],
         statistics: BatchStatistics | None = None,
+        **options,
     ) -> dict[str, Bounds]:
         """Return :meth:`bounds` for several methods; IBP comes out of CROWN-IBP's own pass, not out of a second one.
 
         Args:
-            box, labels, statistics: see :meth:`bounds`.
+            box, labels, statistics, options: see :meth:`bounds`.
             methods: any number of them.
         """
         if "ibp" in methods and "crown_ibp" in methods:
@@ -127,7 +133,7 @@ class BoundedNetwork(nn.Module):
         else:
             found = {}
         rest = [method for method in methods if method not in found]
-        return found | {method: self.bounds(box, labels, method, statistics) for method in rest}
+        return found | {method: self.bounds(box, labels, method, statistics, **options) for method in rest}
 
     def _statistics(self, statistics: BatchStatistics | None) -> BatchStatistics | None:
         prefix = "model."

@@ -34,6 +34,7 @@ class AdvIBP(Loss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("adv", "x_adv", "ibp")
+    separable: ClassVar[bool] = False
     weights: Literal["moments", "ones"] = Field("moments", description="ones: kappa 1, 1, 0, baseline of figure 2")
     bisector: Literal["printed", "normalized"] = Field(
         "printed", description="direction projected on: m_adv + m_ibp as printed, or the text's unit bisector"

@@ -27,9 +27,11 @@ class Loss(Plugin):
         needs: all that it may need, of "clean" (logits with gradient), "adv" (adversarial logits), "x_adv" (the
             attacked images as a leaf that takes a gradient) and margin bounds: "ibp", "ibp_logits" (IBP without
             elision of the last layer), "crown_ibp".
+        separable: whether the loss is a mean over samples, so that a batch may be worked off in parts.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    separable: ClassVar[bool] = True
 
     def needed(self, now: Progress) -> tuple[str, ...]:
         """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
@@ -44,6 +46,10 @@ class Loss(Plugin):
             adversarial: the attacked images, (B, *image).
         """
         return box
+
+    def bound_options(self) -> dict[str, float]:
+        """Return options of the bounds; see :meth:`expressive_losses.bounds.BoundedNetwork.bounds`."""
+        return {}
 
     def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return named scalar terms; ``"loss"`` is what is minimised, the others are logged."""

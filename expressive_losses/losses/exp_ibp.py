@@ -21,6 +21,11 @@ class ExpIBP(ExpressiveLoss):
 
     average: Literal["batch", "sample"] = Field("batch", description="exponents on batch means, or on each sample")
 
+    @property
+    def separable(self) -> bool:
+        """Whether the exponents are on each sample."""
+        return self.average == "sample"
+
     def robust(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the product and its two factors."""
         reduction = "mean" if self.average == "batch" else "none"

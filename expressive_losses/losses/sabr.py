@@ -1,5 +1,6 @@
 """SABR: bounds over a small box around the adversarial point."""
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expressive_losses.losses.base import ExpressiveLoss, verified_cross_entropy
@@ -15,9 +16,21 @@ class SABR(ExpressiveLoss):
     Source: paper "Expressive Losses", equation (6).
     """
 
+    relu_shrink: float = Field(1.0, gt=0, le=1, description="factor on the radius of every ReLU's input; 0.8, 0.4")
+
+    @model_validator(mode="after")
+    def _shrinks_intervals_only(self):
+        if self.relu_shrink < 1 and self.bound != "ibp":
+            raise ValueError(f"relu_shrink: only with bound 'ibp', not with '{self.bound}'")
+        return self
+
     def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float) -> Box:
         """Return the small box, inside the attacked region."""
         return attacked.shrink(self.alpha, adversarial, radius)
+
+    def bound_options(self) -> dict[str, float]:
+        """Return the factor, which only interval bounds of plain chains know, if there is one."""
+        return {"relu_shrink": self.relu_shrink} if self.relu_shrink < 1 else {}
 
     def robust(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the verified loss over the small box."""
