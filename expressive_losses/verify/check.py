@@ -112,7 +112,7 @@ def check(
     folder = Path(folder)
     head, rows = read_ledger(folder)
     images, labels = images[: head["first"]], labels[: head["first"]].long()
-    _refuse_other_question(folder / FILE_NAME, head, network, images, labels)
+    refuse_other_question(folder / FILE_NAME, head, network, images, labels)
     evaluated = evaluation_copy(network, torch.device(device), torch.float64)
     again = _Again(folder, head, rows, evaluated, images, labels, tolerance, batch_size)
     with computing_in(torch.float64):
@@ -309,9 +309,14 @@ def _not_derived(outcome: Outcome, stage: str) -> str:
     return f"image {outcome.index} is verified by {stage}, which in float64 gives a margin of {outcome.margin:.3g}"
 
 
-def _refuse_other_question(
+def refuse_other_question(
     path: Path, head: Mapping[str, Any], network: BoundedNetwork, images: Tensor, labels: Tensor
 ) -> None:
+    """Refuse a network or data that a ledger was not written for, by their hashes.
+
+    Raises:
+        UserError: saying what differs.
+    """
     asked = {
         **head,
         "weights_sha256": hash_of_weights(network),

@@ -1,0 +1,68 @@
+"""Read what a verification left, and write its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.errors import UserError
+from expressive_losses.verify.check import refuse_other_question
+from expressive_losses.verify.ledger import FILE_NAME, read_ledger
+from expressive_losses.verify.radius import RadiusLedger, read_radii
+from expressive_losses.verify.report.compose import compose
+from expressive_losses.verify.report.document import Document
+from expressive_losses.verify.report.render import html_of, markdown_of
+from expressive_losses.verify.run import evaluation_copy
+
+PICTURES = "report"
+
+
+def write_report(
+    folder: Path | str,
+    network: BoundedNetwork | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    out: Path | str | None = None,
+    *,
+    sample: int = 16,
+) -> Path:
+    """Write ``report.html`` (one file, nothing loaded from elsewhere), ``report.md`` and its pictures ``report/*.png``.
+
+    Args:
+        folder: of the ledger; its ``radius.jsonl`` is reported too, if it is there.
+        network: that was verified; without it the layers' bounds are left out.
+        images, labels: that it was verified on, (N, C, H, W) and (N,); without them the counterexamples are left out.
+        out: folder to write to; ``None``: that of the ledger.
+        sample: images whose hidden layers are bounded: each takes a pass of CROWN.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: no ledger, or another network or other data than those of the ledger.
+    """
+    folder, out = Path(folder), Path(folder if out is None else out)
+    head, rows = read_ledger(folder)
+    if (network is None) != (images is None) or (images is None) != (labels is None):
+        raise UserError("report: give network, images and labels, or none of them")
+    if network is not None:
+        images, labels = images[: head["first"]].cpu(), labels[: head["first"]].long().cpu()
+        refuse_other_question(folder / FILE_NAME, head, network, images, labels)
+        network = evaluation_copy(network, torch.device("cpu"), torch.float32)
+    radii = read_radii(folder) if (folder / RadiusLedger.file_name).exists() else None
+    document = compose(folder, head, rows, radii, network, images, labels, sample)
+    _write_pictures(document, out / PICTURES)
+    (out / "report.md").write_text(markdown_of(document, PICTURES), encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(html_of(document), encoding="utf-8")
+    return page
+
+
+def _write_pictures(document: Document, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for section in document.sections:
+        for picture in section.pictures:
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
