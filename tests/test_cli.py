@@ -79,6 +79,40 @@ def test_ledger_of_another_radius_is_refused(trained, capsys):
     assert "eps" in fails(verify_main, line, capsys)
 
 
+def test_shards_merge_to_the_whole_run_and_check(trained, capsys):
+    out = trained / "sharded"
+    line = f"--model {trained} --bound ibp --first 30 --batch-size 10 --quiet"
+    for number in range(2):
+        assert verify_main(shlex.split(f"{line} --shard {number}/2 --out {out}")) == 0
+    missing = fails(verify_main, f"merge {out / 'shard-0-of-2'} --out {trained / 'half'}", capsys)
+    assert "30" in missing or "no row" in missing or "missing" in missing
+    merged = trained / "merged"
+    assert verify_main(shlex.split(f"merge {out / 'shard-0-of-2'} {out / 'shard-1-of-2'} --out {merged}")) == 0
+    assert json.loads((merged / "summary.json").read_text())["images"] == 30
+    capsys.readouterr()
+    assert verify_main(shlex.split(f"check {merged} --model {trained} --bounds --attack pgd")) == 0
+    assert "30 rows agree with the network" in capsys.readouterr().out
+
+
+def test_check_notices_a_row_that_was_changed_by_hand(trained, capsys):
+    out = trained / "tampered"
+    assert verify_main(shlex.split(f"--model {trained} --bound ibp --eps 0.3 --first 30 --out {out} --quiet")) == 0
+    ledger = out / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"falsified"', '"verified"'))
+    assert "contradicted" in fails(verify_main, f"check {out} --model {trained}", capsys)
+
+
+def test_radius_report_and_export(trained, capsys):
+    out = trained / "tools"
+    line = f"--model {trained} --bound ibp --first 10 --out {out} --quiet"
+    assert verify_main(shlex.split(line + " --radius --eps 0.2")) == 0
+    assert verify_main(shlex.split(line + " --report")) == 0
+    assert {"radius.jsonl", "radius.json", "report.html", "report.md"} <= {path.name for path in out.iterdir()}
+    pytest.importorskip("onnx", reason="export needs the package onnx")
+    assert verify_main(shlex.split(f"export --model {trained} --first 2 --out {out / 'onnx'}")) == 0
+    assert len((out / "onnx" / "instances.csv").read_text().splitlines()) == 2
+
+
 def test_list_and_help(capsys):
     assert train_main(["--list"]) == 0
     printed = capsys.readouterr().out
