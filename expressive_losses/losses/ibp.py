@@ -20,7 +20,7 @@ class IBP(KappaLoss):
     table 5, and the extra loss on attacked images of their CIFAR-10 8/255 figure.
 
     Source: paper "On the Effectiveness of Interval Bound Propagation", equation (12), table 5.
-    NOTE: the softplus loss is of the worst margin, softplus(max_j f_j - f_y); the paper only names it.
+    NOTE: the paper has "a softplus loss on each specification"; here they are summed, sum_j softplus(f_j - f_y).
     """
 
     elision: bool = Field(True, description="merge the last layer with the margins; false: subtract logit bounds")
@@ -53,5 +53,5 @@ class IBP(KappaLoss):
     def verified_loss(self, margins: Tensor) -> Tensor:
         """Return the specification loss of lower bounds on the margins, (B, K-1)."""
         if self.specification_loss == "softplus":
-            return F.softplus(-margins.min(1).values).mean()
+            return F.softplus(-margins).sum(1).mean()
         return verified_cross_entropy(margins)
