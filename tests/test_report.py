@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def network(seed: int = 0) -> BoundedNetwork:
     torch.manual_seed(seed)
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)]
-    return BoundedNetwork(nn.Sequential(*layers), (1, 4, 4), 3)
+    return BoundedNetwork(nn.Sequential(*layers), (1, 4, 4), 3, mean=[0.5], std=[0.1])
 
 
 def data(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     out, (images, labels) = tmp_path_factory.mktemp("run"), data()
     stages = build_stages("ibp,crown")
     options = {"dataset": "<b>mine</b>", "split": "test", "progress": False}
-    verify(network(), images, labels, 0.08, stages, out, eps_text="0.08", **options)
+    verify(network(), images, labels, 0.03, stages, out, eps_text="0.03", **options)
     certified_radii(network(), images, labels, 0.1, stages, out, steps=4, progress=False)
     return out
 
@@ -88,7 +88,7 @@ def test_figures_are_those_of_the_summary(tmp_path, folder):
     stages = build_stages("ibp,crown")
     path = write_report(folder, network(), images, labels, out=tmp_path)
     summary = verify(
-        network(), images, labels, 0.08, stages, folder, eps_text="0.08", dataset="<b>mine</b>", split="test",
+        network(), images, labels, 0.03, stages, folder, eps_text="0.03", dataset="<b>mine</b>", split="test",
         progress=False, resume=True,
     )  # fmt: skip
     text, markdown = Page(path.read_text(encoding="utf-8")).text, (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -114,7 +114,7 @@ def test_without_the_network_what_needs_it_is_left_out(tmp_path, folder):
 
 def test_an_empty_ledger_makes_a_report(tmp_path):
     images, labels = data()
-    verify(network(), images, labels, 0.08, build_stages("ibp"), tmp_path, progress=False, budget=0.0)
+    verify(network(), images, labels, 0.03, build_stages("ibp"), tmp_path, progress=False, budget=0.0)
     text = write_report(tmp_path, network(), images, labels).read_text(encoding="utf-8")
     assert "30 images were not reached and count as wrong" in text
 
