@@ -8,6 +8,7 @@ So a bounding pass is a handful of matrix products, shared by all sub-problems o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -39,8 +40,8 @@ class Neurons:
 
     def spans(self) -> list[tuple[int, int]]:
         """Return (begin, end) of every block."""
-        ends = torch.tensor((0, *self.blocks)).cumsum(0).tolist()
-        return list(zip(ends[:-1], ends[1:], strict=True))
+        ends = list(accumulate(self.blocks, initial=0))
+        return list(pairwise(ends))
 
     def rows(self, images: Tensor) -> Neurons:
         """Return the neurons of some of the images."""

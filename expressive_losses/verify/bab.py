@@ -61,7 +61,7 @@ class BranchAndBound(Verifier):
     timeout: float = Field(default=60.0, gt=0)
     max_nodes: int = Field(default=200_000, ge=1)
     batch: int = Field(default=256, ge=2)
-    iterations: int = Field(default=20, ge=0)
+    iterations: int = Field(default=5, ge=0)
     lr: float = Field(default=0.1, gt=0)
     decay: float = Field(default=0.98, gt=0, le=1)
     root_iterations: int = Field(default=50, ge=0)
@@ -166,31 +166,37 @@ class _Search:
     def _start(self) -> None:
         """Bound every open property without splits, and attack those that stay open."""
         reduced, how = self._reduced, self._settings
-        images, count = reduced.outputs.constant.shape
-        sign = torch.zeros(images, count, reduced.neurons.count, dtype=torch.int8, device=self._device)
         wanted = torch.stack([tree.wanted for tree in self._trees]).to(self._device)
-        target = torch.where(wanted, self._target, -torch.inf)
-        dual = Dual.start(reduced.neurons, count)
-        found = optimise(reduced.neurons, reduced.outputs, sign, dual, how.root_iterations, how.lr, how.decay, target)
-        properties = torch.arange(count, device=self._device).expand(images, -1)
-        for tree, lower in zip(self._trees, found.lower, strict=True):
-            tree.roots = lower.cpu()
-        open_ = wanted & ~(found.lower > self._target)
-        if how.attack_steps:
-            self._attack_roots(found.point, properties, open_)
-        self._sort(self._trees, reduced, properties, reduced.outputs, sign, found, wanted)
+        # The open properties of each image first, and no more columns than the image with the most of them needs.
+        most = max(1, int(wanted.sum(1).max()))
+        properties = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        valid, forms = wanted.gather(1, properties), reduced.outputs.pick(properties)
+        sign = torch.zeros(*properties.shape, reduced.neurons.count, dtype=torch.int8, device=self._device)
+        target = torch.where(valid, self._target, -torch.inf)
+        dual = Dual.start(reduced.neurons, most)
+        found = optimise(reduced.neurons, forms, sign, dual, how.root_iterations, how.lr, how.decay, target)
+        for tree, lower, which in zip(self._trees, found.lower.cpu(), properties.cpu(), strict=True):
+            tree.roots[which] = lower
+        open_ = valid & ~(found.lower > self._target)
+        if how.attack_steps and open_.any():
+            self._attack_roots(found.point, forms, open_)
+        self._sort(self._trees, reduced, properties, forms, sign, found, valid)
 
-    def _attack_roots(self, points: Tensor, properties: Tensor, open_: Tensor) -> None:
-        """Run MI-FGSM on each open property from its minimiser and from random points."""
+    def _attack_roots(self, points: Tensor, forms: Forms, open_: Tensor) -> None:
+        """Run MI-FGSM on each open property from its minimiser and from random points, all at once."""
         how = self._settings
-        noise = [
-            torch.rand(how.attack_starts - 1, *points.shape[1:], generator=g, dtype=points.dtype)
-            for g in self._problem.select([tree.row for tree in self._trees]).generators("bab")
+        rows = [tree.row for tree in self._trees]
+        noise = [  # the same for all properties, so that it does not depend on how many there are
+            torch.rand(how.attack_starts - 1, points.shape[2], generator=generator, dtype=points.dtype)
+            for generator in self._problem.select(rows).generators("bab")
         ]
-        random = (2 * torch.stack(noise, 1) - 1).to(points)
-        for start in [points, *random]:
-            found = self._ascend(self._reduced, start, self._reduced.outputs, how.attack_steps)
-            self._try(self._trees, self._reduced, found, self._reduced.outputs, open_)
+        random = (2 * torch.stack(noise) - 1).to(points)
+        count = points.shape[1]
+        start = torch.cat([points, random.repeat_interleave(count, 1)], 1)
+        which = torch.arange(count, device=self._device).repeat(how.attack_starts).expand(len(rows), -1)
+        forms = forms.pick(which)
+        found = self._ascend(self._reduced, start, forms, how.attack_steps)
+        self._try(self._trees, self._reduced, found, forms, open_.gather(1, which))
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -253,7 +259,7 @@ class _Search:
         """Decide a sub-problem without unsplit neurons by its linear program."""
         image = torch.tensor([at], device=self._device)
         form = forms.rows(image).pick(torch.tensor([[leaf]], device=self._device))
-        solved = solve_leaf(reduced.neurons.rows(image), form, sign)
+        solved = solve_leaf(reduced.neurons.rows(image), form, sign, self._seconds_left(tree))
         lower = max(solved.lower, found.lower[at, leaf].item())
         if solved.point is not None and not lower > self._target:
             self._accept(tree, solved.point)
@@ -337,6 +343,12 @@ class _Search:
             out = tree.seconds >= self._settings.timeout or tree.nodes >= self._settings.max_nodes
             if tree.running and (out or self._is_hopeless(tree)):
                 tree.given_up = True
+
+    def _seconds_left(self, tree: Tree) -> float:
+        left = self._settings.timeout - tree.seconds
+        if self._problem.deadline is not None:
+            left = min(left, self._problem.deadline - time.monotonic())
+        return max(left, 1e-3)
 
     def _is_hopeless(self, tree: Tree) -> bool:
         limit = self._settings.timeout

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+MOST_PARTS = 64
+
 
 @dataclass(frozen=True)
 class Domains:
@@ -96,11 +98,24 @@ class Tree:
             self._parts.append(domains.cpu())
 
     def pop(self, count: int) -> Domains:
-        """Remove and return the ``count`` sub-problems with the smallest bounds."""
-        whole = self._whole()
-        order = whole.lower.argsort()
-        self._parts = [whole.pick(order[count:])] if len(whole) > count else []
-        return whole.pick(order[:count])
+        """Remove and return the ``count`` sub-problems with the smallest bounds.
+
+        Parts are merged only now and then: to copy every open sub-problem in every round would dominate the time.
+        """
+        if len(self._parts) > MOST_PARTS:
+            self._parts = [_merged(self._parts)]
+        lower = torch.cat([part.lower for part in self._parts])
+        taken = torch.zeros(len(lower), dtype=torch.bool)
+        taken[lower.topk(min(count, len(lower)), largest=False, sorted=False).indices] = True
+        popped, kept = [], []
+        for part, mine in zip(self._parts, taken.split([len(part) for part in self._parts]), strict=True):
+            if mine.any():
+                popped.append(part.pick(mine))
+                part = part.pick(~mine)
+            if len(part):
+                kept.append(part)
+        self._parts = kept
+        return _merged(popped)
 
     def close(self, properties: Tensor, lower: Tensor) -> None:
         """Note proven leaves."""
@@ -118,7 +133,8 @@ class Tree:
             found.scatter_reduce_(0, part.property, part.lower.to(found), "amin")
         return torch.fmax(found, self.roots)
 
-    def _whole(self) -> Domains:
-        if len(self._parts) == 1:
-            return self._parts[0]
-        return Domains(*(torch.cat(tensors) for tensors in zip(*(p.tensors() for p in self._parts), strict=True)))
+
+def _merged(parts: list[Domains]) -> Domains:
+    if len(parts) == 1:
+        return parts[0]
+    return Domains(*(torch.cat(tensors) for tensors in zip(*(part.tensors() for part in parts), strict=True)))
