@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
@@ -98,8 +99,7 @@ class Graph:
 
     def _ibp_logits(self, box: Box, matrices: Tensor) -> Bounds:
         """Bound the logits, then their differences: each margin at the worst of its own."""
-        norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
-        lower, upper = self._bounded.compute_bounds(x=(self._lirpa.BoundedTensor(box.lower, norm),), method="IBP")
+        lower, upper = self._bounded.compute_bounds(x=(self._input(box),), method="IBP")
         positive, negative = matrices.clamp(min=0), matrices.clamp(max=0)
         margins = positive @ lower.unsqueeze(2) + negative @ upper.unsqueeze(2)
         return Bounds(margins.squeeze(2), box, self._relu_inputs())
@@ -132,13 +132,18 @@ class Graph:
                 parameter.requires_grad_(flag)
 
     def _compute(self, box: Box, matrices: Tensor, method: str, fixed: dict | None = None) -> Bounds:
-        norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
-        x = self._lirpa.BoundedTensor(box.lower, norm)
+        x = self._input(box)
         intermediate = {} if fixed is None else {self._fixed_keyword: fixed}
         lower, _ = self._bounded.compute_bounds(
             x=(x,), C=matrices, method=_METHODS[method], bound_upper=False, **intermediate
         )
         return Bounds(lower, box, self._relu_inputs())
+
+    def _input(self, box: Box):
+        """Return auto_LiRPA's perturbed input. A dispatch mode (a counter of operations) must not see it made."""
+        norm = self._lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box.lower, x_U=box.upper)
+        with _disable_current_modes():
+            return self._lirpa.BoundedTensor(box.lower, norm)
 
     def _relu_inputs(self) -> tuple[Box, ...]:
         inputs = [relu.inputs[0] for relu in self._relus]

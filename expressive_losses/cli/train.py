@@ -10,7 +10,11 @@ from typing import Any
 from expressive_losses import config as configs
 from expressive_losses import experiment
 from expressive_losses.cli.common import choose_device
+from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
+
+#: The recipes of a source checkout; an installed package has none.
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 TRAIN_HELP = """\
 Train a classifier whose robustness can be proven.
@@ -32,6 +36,9 @@ def train(arguments: Sequence[str]) -> None:
         return
     config = configs.load(options.config, overrides(options))
     device = choose_device(options.device)
+    if options.dry_run:
+        print(dry_run(config, device, options.data_dir))
+        return
     out = options.out or default_run_directory(config)
     summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if not options.quiet:
@@ -74,7 +81,10 @@ def train_parser() -> argparse.ArgumentParser:
     place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
     place.add_argument("--quiet", action="store_true", help="no progress, no summary")
     parser.add_argument(
-        "--list", action="store_true", help="list methods, models, data sets, attacks, schedules and stop"
+        "--list", action="store_true", help="list methods, models, data sets, attacks, schedules, configs and stop"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the whole config, parameters, FLOPs and time of an epoch, and stop"
     )
     return parser
 
@@ -115,7 +125,26 @@ def listing() -> str:
     for kind in (LOSSES, ATTACKS, MODELS, DATASETS, EPS_SCHEDULES, LR_SCHEDULES, OPTIMIZERS):
         lines.append(f"{kind.kind}:")
         lines += [f"  {name:<16} {kind.help(name)}" for name in kind.names()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *config_listing()])
+
+
+def config_listing(folder: Path = CONFIGS) -> list[str]:
+    """Return one line for each recipe of a folder: path, method, data set, model, radius, published accuracies."""
+    files = sorted(path for path in folder.rglob("*.yaml") if not path.stem.startswith("base"))
+    return ["config:", *(f"  {path.relative_to(folder.parent)!s:<64} {_recipe(configs.read(path))}" for path in files)]
+
+
+def _recipe(values: dict[str, Any]) -> str:
+    """Return the line of help of one recipe, from its merged values."""
+    method, data, model = (_name(values.get(key)) for key in ("method", "data", "model"))
+    text = f"{method} on {data} with {model}, eps {values.get('eps', {}).get('target')}"
+    paper = values.get("paper") or {}
+    figures = ", ".join(f"{paper[key]} {key}" for key in ("natural", "verified") if paper.get(key) is not None)
+    return f"{text}; published: {figures}" if figures else text
+
+
+def _name(plugin: Any) -> Any:
+    return plugin.get("name") if isinstance(plugin, dict) else plugin
 
 
 def train_summary(summary: dict[str, Any]) -> str:
