@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.layers import extract
 from expressive_losses.errors import UserError
+from expressive_losses.types import Box
 from expressive_losses.verify.export import export, export_onnx, logits_of_onnx, vnnlib
+from expressive_losses.verify.onnx_import import module_of_onnx
 
 
 class Residual(nn.Module):
@@ -110,3 +113,47 @@ def test_messages(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match="onnx is not installed"):
         export(network(), images, labels, 0.1, tmp_path)
+
+
+def exported(net: BoundedNetwork, tmp_path):
+    pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    return module_of_onnx(export_onnx(net, tmp_path / "network.onnx"))
+
+
+def plain(*layers: nn.Module, shape=(2, 4, 4)) -> BoundedNetwork:
+    torch.manual_seed(0)
+    return BoundedNetwork(nn.Sequential(*layers), shape, 3, mean=[0.2] * shape[0], std=[0.3] * shape[0])
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        network(),
+        plain(nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)),
+        plain(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 2, stride=2, bias=False), nn.AvgPool2d(2), nn.Flatten()),
+        plain(nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)),
+        plain(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    ],
+)  # fmt: skip
+def test_what_was_exported_comes_back(net, tmp_path):
+    """The same logits for batches, and bounds of both engines that hold."""
+    module, shape, classes = exported(net, tmp_path)
+    assert (shape, classes) == ((2, 4, 4), 3)
+    x = data()[0] / 255
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+    back, labels = BoundedNetwork(module, shape, classes).eval(), net(x).argmax(1)
+    graph = extract(back.model, shape, back.mean)
+    torch.testing.assert_close(graph(x), net(x).detach(), atol=1e-5, rtol=1e-5)
+    margins = back.margins(Box.around(x, 0.01), labels, "ibp")
+    torch.testing.assert_close(margins, net.margins(Box.around(x, 0.01), labels, "ibp"), atol=1e-3, rtol=1e-3)
+
+
+def test_import_names_what_it_cannot_read(tmp_path):
+    with pytest.raises(UserError, match="Sigmoid.*supported: Add, AveragePool"):
+        exported(plain(nn.Flatten(), nn.Linear(32, 5), nn.Sigmoid(), nn.Linear(5, 3)), tmp_path)
+    with pytest.raises(UserError, match="No such file"):
+        module_of_onnx(tmp_path / "nothing.onnx")
+    (tmp_path / "text.onnx").write_text("no")
+    with pytest.raises(UserError, match="not an ONNX file"):
+        module_of_onnx(tmp_path / "text.onnx")

@@ -17,7 +17,15 @@ from expressive_losses.bounds.layers import LayerGraph, extract
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, other_classes
-from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, combined, is_counterexample
+from expressive_losses.verify.base import (
+    DEFAULT_TOLERANCE,
+    Problem,
+    Status,
+    Verdict,
+    Verifier,
+    combined,
+    is_counterexample,
+)
 from expressive_losses.verify.mip_model import Expression, Model, Solution, encode, intervals, matrices_of
 from expressive_losses.verify.run import computing_in, evaluation_copy
 
@@ -29,9 +37,9 @@ UNSUPPORTED = (UserError, NotImplementedError, AssertionError, KeyError, ValueEr
 class Mip(Verifier):
     """Mixed-integer programming with HiGHS, class by class: exact, for small networks.
 
-    For every class that is not excluded yet, min f_y - f_j over the box. VERIFIED when the solver's proven lower bound
-    exceeds ``tolerance`` for each of them; FALSIFIED when the network itself misclassifies one of the solver's points.
-    Where the time is over, the linear relaxation is tried if the solver has proven nothing; otherwise UNKNOWN.
+    For every class that is not excluded yet, min f_y - f_j over the box. VERIFIED when the solver's proven lower bound,
+    less ``tolerance``, is positive for each of them; FALSIFIED when the network itself misclassifies a point that the
+    solver found. Where the time is over and not enough is proven, the linear relaxation is tried; else UNKNOWN.
 
     HiGHS lets a constraint fail by 1e-6 and takes 1e-6 for 0, and such errors grow on their way through the network: a
     lower bound is believed when it is clearly above them.
@@ -43,7 +51,7 @@ class Mip(Verifier):
             cannot bound a layer).
         gap: stop when (best value - lower bound) / best value is at most this: from a value below 1 on, the sign of the
             minimum is known. 0 finds the minimum itself.
-        tolerance: logits, times the largest logit of the image if that is above 1.
+        tolerance: taken off the solver's lower bounds: logits, times the largest logit of the image if that is above 1.
 
     Source: Tjeng, Xiao, Tedrake (2019); time limit and relaxation as in Gowal et al. (2018), section 4.
     """
@@ -148,12 +156,12 @@ class _Image:
         model, logits = encode(self._exact.graph, self._exact.matrices, boxes)
         label, others = int(labels[0]), other_classes(labels, self._network.classes)[0].tolist()
         for at in self.margins.argsort().tolist():  # the likeliest to fail first
-            if self.margins[at] > needed:
+            if self._is_proven(at):
                 continue
             objective = logits.rows([label]) + -logits.rows([others[at]])
             if self._solve(model, objective, at, needed):
                 return Status.FALSIFIED
-            if self.margins[at] <= needed:
+            if not self._is_proven(at):
                 return Status.UNKNOWN  # out of time, or too close to call
         return Status.VERIFIED
 
@@ -163,19 +171,23 @@ class _Image:
         if left <= 0:
             return False
         solution = model.minimize(objective, left, self._settings.gap)
-        if self._record(solution, at):
+        if self._record(solution, at, needed):
             return True
-        if solution.finished or self.margins[at] > needed or self._problem.is_late():
+        if solution.finished or self._is_proven(at) or self._problem.is_late():
             return False
-        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at)
+        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at, needed)
+
+    def _is_proven(self, at: int) -> bool:
+        return self.margins[at].item() > DEFAULT_TOLERANCE
 
     def _lp_seconds(self) -> float:
         deadline = self._problem.deadline
         limit = self._settings.lp_timeout
         return limit if deadline is None else min(limit, deadline - time.monotonic())
 
-    def _record(self, solution: Solution, at: int) -> bool:
-        self.margins[at] = max(self.margins[at].item(), solution.lower)
+    def _record(self, solution: Solution, at: int, needed: float) -> bool:
+        """Raise the margin of a class to what is sure, and return whether the solver's point is a counterexample."""
+        self.margins[at] = max(self.margins[at].item(), solution.lower - needed)
         return solution.point is not None and self._is_witness(solution.point)
 
     def _is_witness(self, point) -> bool:
