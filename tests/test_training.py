@@ -278,3 +278,26 @@ def test_validation_split_is_held_out_and_named(tmp_path):
     summary = train(tmp_path, "validation=0.2", "training.epochs=1")
     assert summary["split"] == "validation"
     assert summary["images"] == 287
+
+
+@pytest.mark.parametrize(("policy", "batches"), [("adversarial", 2), ("clean", 1)])
+def test_refresh_covers_the_batches_that_bounds_are_trained_with(tmp_path, policy, batches):
+    """Clean batches, and under the policy "adversarial" an attacked one after each."""
+    from expressive_losses.run import RunDirectory
+    from expressive_losses.trainer import Trainer
+
+    settings = config(f"training.bn_statistics={policy}", "training.bn_refresh=true", "eps.schedule=constant")
+    data, held_out, _ = experiment.load_data(settings, None)
+    network = experiment.build_network(settings, data)
+    run = RunDirectory(tmp_path)
+    trainer = Trainer(settings, network, Batches(data), Batches(held_out), run, quiet=True)
+    run.close()
+    trainer.step = 3
+    seen = list(trainer._population(trainer.radii(2).attacked))
+    clean = list(Batches(data).in_order(settings.training.batch_size))
+    assert len(seen) == batches * len(clean)
+    for number, (x, _) in enumerate(clean):
+        assert torch.equal(seen[batches * number], x)
+        if batches == 2:
+            moved = (seen[batches * number + 1] - x).abs()
+            assert 0.05 < float(moved.max()) <= trainer.radii(2).attacked + 1e-6
