@@ -125,13 +125,17 @@ def plain(*layers: nn.Module, shape=(2, 4, 4)) -> BoundedNetwork:
     return BoundedNetwork(nn.Sequential(*layers), shape, 3, mean=[0.2] * shape[0], std=[0.3] * shape[0])
 
 
+def tail(features: int) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(features, 3)]
+
+
 @pytest.mark.parametrize(
     "net",
     [
         network(),
         plain(nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)),
         plain(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 2, stride=2, bias=False), nn.AvgPool2d(2), nn.Flatten()),
-        plain(nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)),
+        plain(nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *tail(16)),
         plain(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ],
 )  # fmt: skip

@@ -98,7 +98,7 @@ def module_of_onnx(path: Path | str) -> tuple[OnnxModule, tuple[int, ...], int]:
         ``BoundedNetwork(module, shape, classes)``.
 
     Raises:
-        UserError: no such file, not ONNX, several inputs or outputs, or an operator that is not supported, which is named.
+        UserError: no such file, not ONNX, several inputs or outputs, or an operator that is not supported (named).
     """
     graph = _graph(Path(path))
     constants = _constants(graph)
