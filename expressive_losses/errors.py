@@ -1,4 +1,4 @@
-"""The one exception that means "the person at the keyboard can fix this"."""
+"""The exceptions that mean "the person at the keyboard can fix this"."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what was expected, what came, and what to do.
     """
+
+
+class UnsupportedNetwork(UserError):
+    """A method cannot handle this network at all; the message names the layer. Another method may."""

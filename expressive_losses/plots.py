@@ -8,7 +8,7 @@ from typing import Any
 
 from expressive_losses.errors import UserError
 
-_ACCURACIES = {"natural": "natural", "adversarial": "under the training attack", "verified": "verified (training bounds)"}
+_ACCURACIES = {"natural": "natural", "adversarial": "under the training attack", "verified": "verified (training)"}
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -14,7 +14,17 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of
-from expressive_losses.verify import CASCADE, Cascade, Problem, Status, Verdict, Verifier, build_stages
+from expressive_losses.verify import (
+    CASCADE,
+    Cascade,
+    Problem,
+    Status,
+    Verdict,
+    Verifier,
+    build_stages,
+    table_of,
+    verify,
+)
 from expressive_losses.verify.base import is_counterexample, verdict_of_bounds
 from expressive_losses.verify.incomplete import Ibp
 
@@ -354,3 +364,26 @@ def test_stages_know_their_batch_sizes():
     assert cascade.batch_size(cascade.stages[-1], CPU) == 1
     with pytest.raises(UserError, match="batch size: expected at least 1"):
         Cascade(build_stages("crown"), batch_size=0)
+
+
+def sigmoid_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    return BoundedNetwork(model, (1, 2, 2), 3).eval()
+
+
+def test_a_stage_that_cannot_handle_the_network_is_skipped_and_named(tmp_path):
+    """Branch-and-bound splits ReLUs; IBP and CROWN of the same cascade still count."""
+    network, x = sigmoid_network(), torch.rand(6, 1, 2, 2)
+    labels = network(x).argmax(1)
+    summary = verify(network, x, labels, 0.02, build_stages("bab,ibp,crown"), tmp_path, progress=False)
+    assert "Sigmoid" in summary["skipped"]["bab"] or "sigmoid" in summary["skipped"]["bab"]
+    assert summary["verified"]["count"] > 0
+    assert "bab was skipped" in table_of(summary)
+
+
+def test_a_network_that_nothing_can_bound_is_an_error(tmp_path):
+    network, x = sigmoid_network(), torch.rand(2, 1, 2, 2)
+    labels = network(x).argmax(1)
+    with pytest.raises(UserError, match="(?i)sigmoid"):
+        verify(network, x, labels, 0.5, build_stages("bab"), tmp_path, progress=False)

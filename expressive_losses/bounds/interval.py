@@ -93,7 +93,7 @@ def interval_bounds(
         box: normalised inputs, (B, *shape).
         labels: (B,) int64.
         statistics: of BatchNorm, by name; ``None``: the running ones.
-        relu_shrink: factor on the radius of every ReLU's input (SABR). Below 1 the result is NO bound: for training only.
+        relu_shrink: factor on the radius of every ReLU's input (SABR). Below 1 it is NO bound: for training only.
 
     Source: paper "On the Effectiveness of Interval Bound Propagation", equations (6) and (7); elision: its section 3.
     """
@@ -118,7 +118,7 @@ def _flattened(stage: Stage, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
-    """Return min over the box of (W_y - W_j) x + b_y - b_j for every j != y: at the centre, minus |W_y - W_j| r."""
+    """Return min over the box of (W_y - W_j) x + b_y - b_j, j != y: its value at the centre, minus |W_y - W_j| r."""
     others = other_classes(labels, last.out_features)
     # not weight[labels]: the backward of indexing adds up in any order on several threads, so that a run could not be
     # repeated bit for bit

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.types import Box
 
 Kind = Literal["input", "affine", "relu", "add", "max_pool"]
@@ -364,13 +364,13 @@ def extract(model: nn.Module, shape: Sequence[int], like: Tensor) -> LayerGraph:
         like: a tensor of the device and dtype that the layers shall have.
 
     Raises:
-        UserError: naming the layer, when one is of no supported kind, or control flow depends on the data.
+        UnsupportedNetwork: naming the layer, when one is of no supported kind, or control flow depends on the data.
     """
     model = copy.deepcopy(model).to(like).eval()
     try:
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:
-        raise UserError(f"the network cannot be taken apart into layers: {error}") from error
+        raise UnsupportedNetwork(f"the network cannot be taken apart into layers: {error}") from error
     builder = _Builder(traced, tuple(shape))
     with torch.no_grad():
         builder.run(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
@@ -395,10 +395,10 @@ class _Builder(fx.Interpreter):
         try:
             value = super().run_node(n)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"layer '{_name(n)}': {error}") from error
+            raise UnsupportedNetwork(f"layer '{_name(n)}': {error}") from error
         if n.op == "placeholder":
             if self.layers:
-                raise UserError("expected a network of one input")
+                raise UnsupportedNetwork("expected a network of one input")
             self._enter(n, Input("input", (), self._shape))
         elif n.op == "output":
             self._check_output(n)
@@ -408,7 +408,7 @@ class _Builder(fx.Interpreter):
 
     def _check_output(self, n: fx.Node) -> None:
         if not isinstance(n.args[0], fx.Node) or n.args[0] not in self._at:
-            raise UserError("expected a network that returns one tensor which depends on its input")
+            raise UnsupportedNetwork("expected a network that returns one tensor which depends on its input")
         if self._at[n.args[0]] != len(self.layers) - 1:
             last = self._at[n.args[0]]
             self.layers.append(_reshape("output", last, self.layers[last].shape, self.layers[last].shape))
@@ -420,9 +420,11 @@ class _Builder(fx.Interpreter):
 
     def _note(self, n: fx.Node, value: Any) -> None:
         if not isinstance(value, Tensor):
-            raise UserError(f"layer '{_name(n)}' gives {type(value).__name__}, not one tensor: not supported here")
+            raise UnsupportedNetwork(
+                f"layer '{_name(n)}' gives {type(value).__name__}, not one tensor: not supported here"
+            )
         if value.ndim < 1 or len(value) != 2:
-            raise UserError(f"layer '{_name(n)}' mixes the samples of a batch")
+            raise UnsupportedNetwork(f"layer '{_name(n)}' mixes the samples of a batch")
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         sources = [node for node in n.all_input_nodes if node in self._at]
         step = _Step(n, _name(n), tuple(self._at[s] for s in sources), tuple(value.shape[1:]), args, kwargs)
@@ -431,7 +433,7 @@ class _Builder(fx.Interpreter):
         found = self._of_module(n, step, module) if module is not None else _of_function(step)
         if found is None:
             what = type(module).__name__ if module is not None else getattr(n.target, "__name__", n.target)
-            raise UserError(
+            raise UnsupportedNetwork(
                 f"layer '{step.name}' ({what}) is not supported here; supported: convolution, linear, BatchNorm, "
                 "average and max pooling, ReLU, sums, flatten/view/reshape, constants times or plus a layer"
             )
@@ -500,7 +502,7 @@ def _tuple(value: int | Sequence[int], count: int) -> tuple[int, ...]:
 def _scale_and_shift(step: _Step, module: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return BatchNorm as x * weight + bias in float64, each of shape (C, 1, ..., 1)."""
     if module.running_mean is None or module.running_var is None:
-        raise UserError(f"layer '{step.name}': BatchNorm without running statistics has no eval mode")
+        raise UnsupportedNetwork(f"layer '{step.name}': BatchNorm without running statistics has no eval mode")
     mean, variance = module.running_mean.double(), module.running_var.double()
     weight = (variance + module.eps).rsqrt()
     bias = -mean * weight
@@ -547,12 +549,12 @@ def _convolution(step: _Step, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Conv
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         if any(one % 2 for one in total):
-            raise UserError(f"layer '{step.name}': padding 'same' with an even kernel is not supported")
+            raise UnsupportedNetwork(f"layer '{step.name}': padding 'same' with an even kernel is not supported")
         padding = tuple(one // 2 for one in total)
     elif padding == "valid":
         padding = (0,) * count
     if module.padding_mode != "zeros":
-        raise UserError(f"layer '{step.name}': padding mode '{module.padding_mode}' is not supported")
+        raise UnsupportedNetwork(f"layer '{step.name}': padding mode '{module.padding_mode}' is not supported")
     bias = None if module.bias is None else module.bias.detach().view(-1, *[1] * count)
     return Convolution(
         step.name, step.inputs, step.shape, step.in_shape, bias, module.weight.detach(),

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.types import Bounds, Box
 
 _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_crown": "CROWN-Optimized"}
@@ -31,7 +31,7 @@ class Graph:
         like: a tensor whose device and dtype the graph takes.
 
     Raises:
-        UserError: naming the layer, when auto_LiRPA does not support one.
+        UnsupportedNetwork: naming the layer, when auto_LiRPA does not support one.
     """
 
     def __init__(self, model: nn.Module, shape: Sequence[int], like: Tensor) -> None:
@@ -181,7 +181,7 @@ class Graph:
         try:
             bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
         except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
-            raise UserError(f"auto_LiRPA cannot bound this network: {error}") from error
+            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {error}") from error
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for node in bounded._modules.values():
             if type(node).__name__ == "BoundParams" and node.ori_name in parameters:

@@ -27,9 +27,7 @@ class AttackVerifier(Verifier):
         noise = problem.generators(self.name)
         x = self.make_attack()(network, problem.box, problem.labels, noise, start=problem.images)
         found = is_counterexample(network, problem.box, problem.labels, x).tolist()
-        return Verdict(
-            tuple(Status.FALSIFIED if one else Status.UNKNOWN for one in found), problem.margins, x
-        )
+        return Verdict(tuple(Status.FALSIFIED if one else Status.UNKNOWN for one in found), problem.margins, x)
 
 
 @VERIFIERS.register("pgd")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.registry import VERIFIERS, suggest
 from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is_counterexample
 
-CASCADE = ("clean", "pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+CASCADE = ("clean", "pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "bab")
 
 
 def build_stages(
@@ -112,6 +112,8 @@ class Cascade:
         self.stages = tuple(stages)
         self._asked = batch_size
         self._sizes: dict[str, int] = {}  # by stage: what fitted into memory so far
+        #: Stages that cannot handle the network, and why: they prove nothing, the others go on.
+        self.skipped: dict[str, str] = {}
 
     def batch_size(self, stage: Verifier, device: torch.device) -> int:
         """Return how many images ``stage`` gets at once."""
@@ -127,13 +129,24 @@ class Cascade:
         A proof that arrives after the deadline does not count.
 
         Raises:
-            UserError: when one image alone does not fit into memory, or a layer cannot be bounded.
+            UserError: when one image alone does not fit into memory, or no stage can bound the network.
         """
         state = _State(problem)
         for stage in self.stages:
-            yield from self._run_stage(stage, network, problem, state)
+            if stage.name in self.skipped:
+                continue
+            try:
+                yield from self._run_stage(stage, network, problem, state)
+            except UnsupportedNetwork as error:
+                self._skip(stage, error)
         late = problem.is_late()
         yield [state.outcome(row, timed_out=late) for row in state.undecided()]
+
+    def _skip(self, stage: Verifier, error: UnsupportedNetwork) -> None:
+        """Go on without a stage, unless it is the only one that could have proven anything."""
+        self.skipped[stage.name] = str(error)
+        if all(other.name in self.skipped for other in self.stages if other.kind in ("bound", "complete")):
+            raise error
 
     def _run_stage(
         self, stage: Verifier, network: BoundedNetwork, problem: Problem, state: _State
@@ -187,8 +200,7 @@ def _checked(network: BoundedNetwork, problem: Problem, verdict: Verdict) -> Ver
     proven = (verdict.margins > 0).all(1).tolist() if not problem.is_late() else [False] * len(problem)
     holds = {Status.FALSIFIED: refuted, Status.VERIFIED: proven}
     status = tuple(
-        one if holds.get(one) is None or holds[one][row] else Status.UNKNOWN
-        for row, one in enumerate(verdict.status)
+        one if holds.get(one) is None or holds[one][row] else Status.UNKNOWN for row, one in enumerate(verdict.status)
     )
     margins = torch.fmax(problem.margins, verdict.margins)  # fmax: a NaN loses
     return Verdict(status, margins, verdict.witness, verdict.predictions)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from expressive_losses.bounds import BoundedNetwork, BoundMethod
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Verdict, Verifier, verdict_of_bounds
 
@@ -34,7 +34,7 @@ class BoundVerifier(Verifier):
                 margins = network.margins(problem.box, problem.labels, self.method, **self.options())
         except (NotImplementedError, AssertionError, KeyError) as error:
             problem = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
-            raise UserError(f"bound '{self.name}': {problem}") from error
+            raise UnsupportedNetwork(f"bound '{self.name}': {problem}") from error
         return verdict_of_bounds(problem, margins, self.tolerance)
 
 

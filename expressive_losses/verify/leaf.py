@@ -38,6 +38,8 @@ def solve_leaf(neurons: Neurons, forms: Forms, sign: Tensor, seconds: float = 60
         seconds: limit of each linear program; when it is reached nothing is proven.
     """
     matrix, offset, cost, constant = _linear(neurons, forms, sign)
+    if not all(np.isfinite(part).all() for part in (matrix, offset, cost, constant)):
+        return Leaf(-np.inf, None)  # overflow or NaN weights prove nothing
     if len(matrix) == 0:  # no unstable neuron: the form is affine over the whole box
         lower = _dual_bound(cost, constant, matrix, offset, np.zeros(0))
         return Leaf(lower, torch.from_numpy(-np.sign(cost)).to(neurons.bias))

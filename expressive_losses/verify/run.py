@@ -100,7 +100,7 @@ def verify(
                 for outcomes in cascade(evaluated, problem):
                     _record(ledger, outcomes, counts, bar)
     attacks = [stage.name for stage in stages if stage.kind == "attack"]
-    summary = summarize(head, ledger.rows.values(), attacks)
+    summary = {**summarize(head, ledger.rows.values(), attacks), "skipped": cascade.skipped}
     write_summary(Path(out), summary)
     return summary
 

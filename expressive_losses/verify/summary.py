@@ -110,6 +110,7 @@ def table_of(summary: Mapping[str, Any]) -> str:
         each = {key: value for key, value in counts.items() if key != "seconds"}
         what = ", ".join(f"{value} {key}" for key, value in each.items())
         lines.append(f"{name:<12} {sum(each.values()):>7} {counts['seconds']:>9.2f}  {what}".rstrip())
+    lines += [f"\n{stage} was skipped: {reason}" for stage, reason in summary.get("skipped", {}).items()]
     if summary["not_reached"]:
         lines += [
             "",
