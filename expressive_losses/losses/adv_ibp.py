@@ -44,7 +44,7 @@ class AdvIBP(Loss):
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' averages")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the norms' averages")
-    fosc_max: float = Field(0.5, ge=0, description="c_max, in loss units")
+    fosc_max: float = Field(0.1, ge=0, description="c_max, in loss units")
     fosc_epochs: float | None = Field(None, gt=0, description="T', epochs from c_max to 0; null: all after the ramp")
 
     def margins(self, batch: BoundedBatch) -> Tensor:
