@@ -68,3 +68,12 @@ def test_shares_of_the_run_scale_with_it():
 def test_milestones_must_ascend(milestones):
     with pytest.raises(UserError, match="milestones must be positive and ascending"):
         LR_SCHEDULES.build({"name": "multistep", "milestones": milestones})
+
+
+def test_the_attack_has_its_full_radius_in_the_last_part_of_the_warmup():
+    schedule = EPS_SCHEDULES.build({"name": "linear", "warmup": 3, "attack_warmup": 1, "length": 2})
+    steps = (0, 19, 20, 29, 30, 40, 50)
+    assert [schedule.fraction(step, CLOCK) for step in steps] == [0, 0, 0, 0, 0, 0.5, 1]
+    assert [schedule.attack_fraction(step, CLOCK) for step in steps] == [0, 0, 1, 1, 0, 0.5, 1]
+    plain = EPS_SCHEDULES.build({"name": "smoothed", "warmup": 1, "length": 2})
+    assert all(plain.attack_fraction(step, CLOCK) == plain.fraction(step, CLOCK) for step in range(40))

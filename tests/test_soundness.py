@@ -259,3 +259,17 @@ def test_shrinking_needs_a_plain_chain():
     x, labels = data(network)
     with pytest.raises(UserError, match="relu_shrink: only for bound 'ibp' on a plain chain"):
         network.margins(Box.around(x, 0.1), labels, relu_shrink=0.5)
+
+
+def test_many_classes_in_parts_are_the_same_values_and_gradients(monkeypatch):
+    """60 classes: the weight differences made for one sample at a time, or all at once."""
+    model = MODELS.build({"name": "mlp", "hidden": [8]}).build((1, 4, 4), 60)
+    network = BoundedNetwork(model, (1, 4, 4), 60)
+    x, labels = torch.rand(9, 1, 4, 4), torch.randint(60, (9,))
+    found = {}
+    for most in (1, 2**20):
+        monkeypatch.setattr("expressive_losses.bounds.interval._MOST_DIFFERENCES", most)
+        margins = network.margins(Box.around(x, 0.1), labels)
+        found[most] = margins, *torch.autograd.grad(margins.square().sum(), network.parameters())
+    for parts, whole in zip(*found.values(), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -13,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from expressive_losses.bounds.statistics import BatchStatistics
-from expressive_losses.types import Bounds, Box, other_classes
+from expressive_losses.types import Bounds, Box, margins_of, other_classes
 
+#: Weight differences made at once, in numbers (4 MiB of float32); up to four times that are kept for the backward pass.
+_MOST_DIFFERENCES = 2**20
+_RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 _Affine = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -118,13 +122,26 @@ def _flattened(stage: Stage, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
-    """Return min over the box of (W_y - W_j) x + b_y - b_j, j != y: its value at the centre, minus |W_y - W_j| r."""
+    """Return min over the box of (W_y - W_j) x + b_y - b_j, j != y: its value at the centre, minus |W_y - W_j| r.
+
+    With many classes the weight differences, (B, K-1, in), are the largest tensor of training. They are then made for a
+    few samples at a time, and made again in the backward pass: the same values in a fraction of the memory.
+    """
     others = other_classes(labels, last.out_features)
-    # not weight[labels]: the backward of indexing adds up in any order on several threads, so that a run could not be
-    # repeated bit for bit
-    rows = F.embedding(labels, last.weight).unsqueeze(1) - F.embedding(others, last.weight)
-    lower = rows @ center.unsqueeze(2) - rows.abs() @ radius.unsqueeze(2)
-    if last.bias is not None:
-        bias = last.bias.unsqueeze(1)
-        lower = lower + F.embedding(labels, bias).unsqueeze(1) - F.embedding(others, bias)
-    return lower.squeeze(2)
+    samples = max(1, _MOST_DIFFERENCES // (others.shape[1] * last.in_features))
+    if len(labels) <= 4 * samples:
+        width = _spread(last.weight, radius, labels, others)
+    else:
+        parts = zip(*(tensor.split(samples) for tensor in (radius, labels, others)), strict=True)
+        width = torch.cat([checkpoint(_spread, last.weight, *part, **_RECOMPUTED) for part in parts])
+    return margins_of(F.linear(center, last.weight, last.bias), labels) - width
+
+
+def _spread(weight: Tensor, radius: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """Return |W_y - W_j| r, (B, K-1).
+
+    Not weight[labels]: the backward of indexing adds up in any order on several threads, so that a run could not be
+    repeated bit for bit.
+    """
+    rows = F.embedding(labels, weight).unsqueeze(1) - F.embedding(others, weight)
+    return (rows.abs() @ radius.unsqueeze(2)).squeeze(2)
