@@ -65,18 +65,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return a Markdown table: one line for each experiment, mean and standard deviation over its seeds.
 
-    All figures are percentages of the held-out images: correct, correct under the run's test attack, proven by IBP.
+    All figures are percentages of the held-out images: correct, correct under the run's test attack, proven by IBP, proven
+    by the whole cascade of verify.py.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["data"], row["eps"], _method(row), row["model"]["name"]), []).append(row)
     lines = [
-        "| data | eps | method | network | natural | PGD | IBP-verified | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | eps | method | network | natural | PGD | verified by IBP | by the cascade | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, eps, method, model), group in groups.items():
         figures = " | ".join(_mean(group, key) for key in ("natural", "adversarial", "ibp"))
-        lines.append(f"| {data} | {eps} | {method} | {model} | {figures} | {len(group)} |")
+        lines.append(f"| {data} | {eps} | {method} | {model} | {figures} | {_cascade(group)} | {len(group)} |")
     return "\n".join(lines)
 
 
@@ -85,8 +86,19 @@ def _method(row: dict[str, Any]) -> str:
     return method["name"] + (f" {method['alpha']:g}" if "alpha" in method else "")
 
 
+def _cascade(group: Sequence[dict[str, Any]]) -> str:
+    """Return verified accuracy by verify.py's cascade, and of how many images; "not run" unless every seed has it."""
+    found = [[v for name, v in row.get("verify", {}).items() if "-cascade-" in name] for row in group]
+    if not all(found):
+        return "not run"
+    return f"{_spread([one[0]['verified']['percent'] for one in found])} (of {found[0][0]['images']})"
+
+
 def _mean(group: Sequence[dict[str, Any]], key: str) -> str:
-    values = [row[key] for row in group]
+    return _spread([row[key] for row in group])
+
+
+def _spread(values: Sequence[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from expressive_losses.results import read_rows, table
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -37,6 +41,21 @@ def test_the_loss_example_is_short_and_trains(tmp_path):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "run" / "model.pt").exists()
+
+
+def test_the_figures_are_those_of_the_committed_rows():
+    files = re.findall(r"`(results/\w+\.jsonl)`", section("results"))
+    assert files
+    printed = [line for line in section("results").splitlines() if line.startswith("|")]
+    assert printed == table([row for name in files for row in read_rows(ROOT / name)]).splitlines()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.jsonl")), ids=lambda p: p.name)
+def test_committed_rows_say_where_they_come_from(path):
+    for row in read_rows(path):
+        assert row["command"].startswith("python ")
+        assert {"device", "torch", "time"} <= set(row)
+        assert "/" not in row["device"]
 
 
 def test_links_lead_somewhere():

@@ -1,0 +1,74 @@
+"""Rows of runs, and tables of rows."""
+
+import json
+
+import pytest
+
+from expressive_losses.errors import UserError
+from expressive_losses.results import main, read_rows, row_of, table
+
+SUMMARY = {
+    "method": {"name": "mtl_ibp", "alpha": 0.2},
+    "data": "digits",
+    "model": {"name": "cnn_tiny"},
+    "eps": "0.1",
+    "seed": 1,
+    "split": "test",
+    "images": 360,
+    "natural": 98.0,
+    "adversarial": 95.0,
+    "ibp": 90.0,
+    "checkpoint": "x/model.pt",
+}
+ENVIRONMENT = {
+    "command": [
+        "/home/me/train.py",
+        "--method",
+        "mtl_ibp",
+        "--out",
+        "/secret/place",
+        "--data-dir=/other",
+        "--seed",
+        "1",
+    ],
+    "time": "2026-01-01",
+    "git": "abc",
+    "device": "CPU x2",
+    "threads": 1,
+    "torch": "2",
+    "auto_LiRPA": "0.3",
+    "python": "3.11",
+}
+
+
+def write_run(folder, **changes):
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({**SUMMARY, **changes}))
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    return folder
+
+
+def test_a_row_has_the_command_without_the_places_of_one_machine(tmp_path):
+    row = row_of(write_run(tmp_path / "a"))
+    assert row["command"] == "python train.py --method mtl_ibp --seed 1"
+    assert "checkpoint" not in row
+    assert row["device"] == "CPU x2"
+
+
+def test_table_has_mean_and_deviation_over_seeds(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed=seed, natural=natural) for seed, natural in ((1, 97.0), (2, 99.0))]
+    main(["rows", str(tmp_path / "rows.jsonl"), *map(str, runs)])
+    line = table(read_rows(tmp_path / "rows.jsonl")).splitlines()[2]
+    figures = "98.00 ± 1.41 | 95.00 ± 0.00 | 90.00 ± 0.00 | not run | 2"
+    assert line == f"| digits | 0.1 | mtl_ibp 0.2 | cnn_tiny | {figures} |"
+
+
+def test_an_unfinished_run_has_no_row(tmp_path):
+    with pytest.raises(UserError, match="not a finished run"):
+        row_of(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [[], ["rows"], ["tables", "x"], ["rows", "only-a-file"]])
+def test_bad_arguments(arguments):
+    with pytest.raises(UserError, match="expected: rows"):
+        main(arguments)
