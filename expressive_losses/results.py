@@ -65,8 +65,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return a Markdown table: one line for each experiment, mean and standard deviation over its seeds.
 
-    All figures are percentages of the held-out images: correct, correct under the run's test attack, proven by IBP, proven
-    by the whole cascade of verify.py.
+    All figures are percentages of the held-out images: correct, correct under the test attack, proven by IBP, proven by
+    the whole cascade of verify.py.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
