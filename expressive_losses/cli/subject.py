@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +11,33 @@ from torch import Tensor
 
 from expressive_losses import checkpoint
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.cli.foreign import Description, is_foreign, network_from
 from expressive_losses.config import Config, Radius
 from expressive_losses.data.split import split_validation
 from expressive_losses.errors import UserError
-from expressive_losses.registry import DATASETS
+from expressive_losses.registry import DATASETS, MODELS, suggest
 from expressive_losses.run import TRAINED_MODEL
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the config it was trained with, and where it came from."""
+    """A network, the config it was trained with (``None``: not by this package), and the file it came from."""
 
     network: BoundedNetwork
-    config: Config
+    config: Config | None
     path: Path
+
+    def eps(self, text: str | None) -> Radius:
+        """Return the radius asked for, or else the one trained for.
+
+        Raises:
+            UserError: not a radius, or none given and none known.
+        """
+        if text is not None:
+            return parse_eps(text)
+        if self.config is None:
+            raise UserError(f"--eps is missing: {self.path} does not say for which radius it was trained")
+        return self.config.eps.target
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,22 @@ class Images:
 
 def add_subject_arguments(parser) -> None:
     """Add the options that name the network and the images to a parser or a group of one."""
-    parser.add_argument("--model", type=Path, metavar="CKPT", help="checkpoint file, or a run directory of train.py")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="checkpoint, run directory of train.py, network.onnx, or (with --weights) an architecture: a registered "
+        "name or package.module:factory",
+    )
     parser.add_argument(
         "--trust", action="append", default=[], metavar="IMPORT", help="code of yours that the checkpoint may import"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="state_dict of the architecture")
+    parser.add_argument("--shape", type=image_shape, metavar="C,H,W", help="of one image; default: the data set's")
+    parser.add_argument("--classes", type=int, metavar="K", help="number of logits; default: the data set's")
+    parser.add_argument("--mean", type=numbers, metavar="M,...", help="the network takes (pixel - mean) / std;")
+    parser.add_argument("--std", type=numbers, metavar="S,...", help="by channel, pixels from 0 to 1; default 0 and 1")
+    parser.add_argument(
+        "--model-set", action="append", default=[], metavar="KEY=VALUE", help="field of the architecture, e.g. width=32"
     )
     parser.add_argument("--dataset", metavar="NAME", help="default: the one trained on")
     parser.add_argument("--split", default="test", choices=["test", "train", "validation"])
@@ -48,9 +74,29 @@ def add_subject_arguments(parser) -> None:
 
 
 def subject_of(options: argparse.Namespace) -> tuple[Subject, Images]:
-    """Return what the options of :func:`add_subject_arguments` name."""
-    subject = load_subject(options.model, options.trust)
-    return subject, load_images(subject.config, options.dataset, options.data_dir, options.split)
+    """Return what the options of :func:`add_subject_arguments` name.
+
+    Raises:
+        UserError: something is missing, or does not fit.
+    """
+    subject = load_subject(options)
+    return subject, load_images(subject, options.dataset, options.data_dir, options.split)
+
+
+def image_shape(text: str) -> tuple[int, ...]:
+    """Parse 1,28,28."""
+    shape = tuple(map(int, text.split(",")))
+    if len(shape) != 3 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected C,H,W such as 1,28,28, got {text}")
+    return shape
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse 0.1307 or 0.49,0.48,0.45."""
+    values = tuple(map(float, text.split(",")))
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"expected finite numbers, got {text}")
+    return values
 
 
 def parse_eps(text: str) -> Radius:
@@ -65,31 +111,41 @@ def parse_eps(text: str) -> Radius:
         raise UserError(f"--eps: {error}") from None
 
 
-def load_subject(path: Path | None, trusted: Sequence[str] = ()) -> Subject:
-    """Load a checkpoint, or the trained model of a run directory.
-
-    Args:
-        trusted: import paths that the checkpoint may use.
+def load_subject(options: argparse.Namespace) -> Subject:
+    """Load a checkpoint, the trained model of a run directory, or a network that was not trained here.
 
     Raises:
         UserError: nothing usable there.
     """
-    if path is None:
+    if options.model is None:
         raise UserError("--model is missing: give a checkpoint or a run directory, e.g. --model runs/digits/x/model.pt")
+    names = ("weights", "dataset", "shape", "classes", "mean", "std")
+    about = Description(*(getattr(options, name) for name in names), tuple(options.model_set))
+    if is_foreign(options.model):
+        if not options.dataset:
+            raise UserError(f"--dataset is missing: '{options.model}' does not say on what it was trained")
+        network, path = network_from(options.model, about)
+        return Subject(network, None, path)
+    if options.weights and not Path(options.model).exists():
+        raise UserError(f"unknown model '{options.model}'{suggest(options.model, MODELS.names())}")
+    about.refuse("a checkpoint", "weights", "shape", "classes", "mean", "std", "fields")
+    path = Path(options.model)
     path = path / TRAINED_MODEL if path.is_dir() else path
     payload = checkpoint.read(path)
-    return Subject(checkpoint.network_of(payload, str(path), trusted), Config.build(payload["config"], str(path)), path)
+    network = checkpoint.network_of(payload, str(path), options.trust)
+    return Subject(network, Config.build(payload["config"], str(path)), path)
 
 
-def load_images(config: Config, dataset: str | None, root: Path | None, split: str) -> Images:
+def load_images(subject: Subject, dataset: str | None, root: Path | None, split: str) -> Images:
     """Return one split of the data set, by default of the one trained on.
 
     Raises:
         UserError: missing data, or a validation split that the training did not hold out.
     """
+    config = subject.config
     source = DATASETS.build(dataset) if dataset else config.data
     if split == "validation":
-        if not config.validation:
+        if config is None or not config.validation:
             raise UserError("--split validation: this network was trained without a validation split; use test")
         share = config.validation if config.validation < 1 else int(config.validation)
         data = split_validation(source.load(root, "train"), share)[1]

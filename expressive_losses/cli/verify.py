@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expressive_losses.cli.common import choose_device
-from expressive_losses.cli.subject import add_subject_arguments, load_images, load_subject, parse_eps
+from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
 from expressive_losses.errors import UserError
@@ -28,6 +28,9 @@ Prove, or refute with a counterexample, that a trained classifier keeps its pred
   verify.py --model ckpt.pt --out results --resume                    go on after an interruption
 
   verify.py --model ckpt.pt --radius --eps 0.4                         how far each image can be certified
+  verify.py --model cnn7 --weights published.pt --mean 0.1307 --std 0.3081 --dataset mnist --eps 0.1
+  verify.py --model pkg.module:factory --weights published.pt --dataset mnist --eps 0.1
+  verify.py --model network.onnx --dataset mnist --eps 0.1             networks that were not trained here
   verify.py check|merge|export|report --help                          tools for what was written
 
 Images go through: clean prediction, PGD attack, then the bounds, each seeing only what is still undecided.
@@ -46,9 +49,8 @@ def verify(arguments: Sequence[str]) -> None:
         return
     stages = build_stages(options.bound, stage_options(options.assignments), options.tolerance)
     device = choose_device(options.device)
-    subject = load_subject(options.model, options.trust)
-    eps = parse_eps(options.eps) if options.eps is not None else subject.config.eps.target
-    data = load_images(subject.config, options.dataset, options.data_dir, options.split)
+    subject, data = subject_of(options)
+    eps = subject.eps(options.eps)
     shard = parse_shard(options.shard) if options.shard else shard_of_rank()
     out = options.out or default_folder(subject.path, options, eps)
     out = shard.folder(out) if shard else out

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from expressive_losses.cli.subject import add_subject_arguments, parse_eps, subject_of
+from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
 from expressive_losses.verify.export import export
@@ -50,7 +50,7 @@ def export_tool(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     subject, data = subject_of(options)
-    eps = parse_eps(options.eps) if options.eps is not None else subject.config.eps.target
+    eps = subject.eps(options.eps)
     indices = range(len(data.images))[: options.first]
     instances = export(
         subject.network, data.images, data.labels, float(eps), options.out, indices=indices, timeout=options.timeout

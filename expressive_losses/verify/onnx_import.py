@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from expressive_losses.errors import UserError
 
 Attributes = Mapping[str, Any]
+#: Added to the attributes of a node: how many dimensions its input has.
+_RANK = "rank of the input"
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,28 @@ def module_of_onnx(path: Path | str) -> tuple[OnnxModule, tuple[int, ...], int]:
     shape = tuple(dim.dim_value for dim in sources[0].type.tensor_type.shape.dim)[1:]
     if not shape or min(shape) < 1:
         raise UserError(f"{path}: expected an input of fixed shape (1, ...), got (..., {', '.join(map(str, shape))})")
-    steps = [_step(node, constants) for node in graph.node if node.output[0] not in constants]
+    nodes = [node for node in graph.node if node.output[0] not in constants]
+    values = {sources[0].name: torch.zeros(1, *shape)}
+    steps = [_evaluated(node, constants, values, path) for node in nodes]
     module = OnnxModule(sources[0].name, steps, graph.output[0].name).eval()
-    with torch.no_grad():
-        logits = module(torch.zeros(1, *shape))
-    if logits.ndim != 2:
-        raise UserError(f"{path}: expected an output of shape (1, K), got {tuple(logits.shape)}")
+    logits = values.get(graph.output[0].name)
+    if logits is None or logits.ndim != 2:
+        found = "a constant" if logits is None else str(tuple(logits.shape))
+        raise UserError(f"{path}: expected an output of shape (1, K), got {found}")
     return module, shape, logits.shape[1]
+
+
+def _evaluated(node: Any, constants: Mapping[str, Tensor], values: dict[str, Tensor], path: Path | str) -> Step:
+    """Return the step of a node and enter its value on zeros, which tells the steps after it the shapes."""
+    source = next((values[name] for name in node.input if name in values), None)
+    step = _step(node, constants, 0 if source is None else source.ndim)
+    try:
+        with torch.no_grad():
+            values[step.output] = step.module.eval()(*(values[name] for name in step.inputs))
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: ONNX operator {node.op_type} ('{node.name}') cannot be evaluated: {reason}") from None
+    return step
 
 
 def _graph(path: Path) -> Any:
@@ -144,10 +161,11 @@ def _constants(graph: Any) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
 
 
-def _step(node: Any, constants: Mapping[str, Tensor]) -> Step:
+def _step(node: Any, constants: Mapping[str, Tensor], rank: int) -> Step:
+    """Return the step of a node whose input has ``rank`` dimensions, the batch included."""
     from onnx import helper
 
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute} | {_RANK: rank}
     make = _MAKERS.get(node.op_type)
     if make is None:
         known = ", ".join(sorted(_MAKERS))
@@ -203,7 +221,8 @@ def _batch_norm(attributes: Attributes, operands: list[Tensor | None]) -> nn.Mod
     names = ("weight", "bias", "running_mean", "running_var")
     if any(operand is None for operand in operands[1:5]):
         return None
-    norm = nn.BatchNorm2d(len(operands[1]), eps=attributes.get("epsilon", 1e-5))
+    kind = nn.BatchNorm2d if attributes[_RANK] == 4 else nn.BatchNorm1d
+    norm = kind(len(operands[1]), eps=attributes.get("epsilon", 1e-5))
     norm.load_state_dict(dict(zip(names, operands[1:5], strict=True)), strict=False)
     return norm
 
