@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from expressive_losses.attacks import IterativeAttack
+from expressive_losses.attacks.apgd import Apgd, ApgdT, checkpoints
 from expressive_losses.attacks.fgsm import Fgsm
 from expressive_losses.attacks.mi_fgsm import MiFgsm
 from expressive_losses.attacks.pgd import Pgd
@@ -172,3 +173,62 @@ def test_kl_objective_moves_away_from_the_prediction_whatever_the_label():
     divergence = torch.nn.functional.kl_div(moved, clean, reduction="none", log_target=True).sum(1)
     random = torch.nn.functional.log_softmax(network(Box.around(x, 0.1).sample()), 1)
     assert (divergence >= torch.nn.functional.kl_div(random, clean, reduction="none", log_target=True).sum(1)).all()
+
+
+def test_apgd_looks_after_the_steps_of_the_paper():
+    """p = 0, .22, .41, .57, .70, .80, .87, .93, .99 of 100 steps."""
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_apgd_halves_the_step_and_returns_to_the_best_where_it_overshoots():
+    """f1 = -(x - 0.3)^2 on [0, 1], from 0.5: a step of 2 half-widths jumps between the ends; the optimum is 0.3."""
+
+    def logits(x):
+        return torch.stack([torch.zeros_like(x[:, 0]), -(x[:, 0] - 0.3).square()], 1)
+
+    box, label = Box(torch.zeros(1, 1), torch.ones(1, 1)), torch.tensor([0])
+    fields = {"objective": "margin", "random_start": False}
+    adaptive = Apgd(steps=100, **fields)(logits, box, label)
+    constant = Pgd(steps=100, step_size=2, **fields)(logits, box, label)
+    assert abs(adaptive.item() - 0.3) < 0.01 < abs(constant.item() - 0.3)
+
+
+def test_targeted_objectives_on_literal_logits():
+    """Logits (1, 4, 2, 0), label 0, target 2: margin 2 - 1 = 1; DLR 1 / (4 - (1 + 0) / 2) = 2 / 7."""
+    logits, pair = torch.tensor([[1.0, 4.0, 2.0, 0.0]]), torch.tensor([[0, 2]])
+    assert ApgdT(objective="margin").value(logits, pair).item() == 1
+    assert ApgdT(objective="dlr").value(logits, pair).item() == pytest.approx(2 / 7)
+    assert ApgdT(objective="ce").value(logits, pair).item() == pytest.approx(logits.log_softmax(1)[0, 2].item())
+    assert ApgdT().value(logits, torch.tensor([0])).item() == 3  # the worst margin, over all classes
+
+
+def test_apgd_t_tries_classes_that_are_not_the_likeliest_at_the_start():
+    """At 0.4 class 1 is likelier than class 2, but can never win; class 2 wins beyond 0.85."""
+
+    def logits(x):
+        x = x[:, 0]
+        return torch.stack([torch.zeros_like(x), -0.1 - x, 20 * (x - 0.8).clamp(max=0.1) - 1, x * 0 - 30], 1)
+
+    box, label, start = Box(torch.zeros(1, 1), torch.ones(1, 1)), torch.tensor([0]), torch.full((1, 1), 0.4)
+    fields = {"steps": 20, "random_start": False, "objective": "margin"}
+    assert logits(start)[0, 1] > logits(start)[0, 2]
+    assert logits(ApgdT(targets_of_each=1, **fields)(logits, box, label, start=start)).argmax() == 0
+    assert logits(ApgdT(**fields)(logits, box, label, start=start)).argmax() == 2
+
+
+@pytest.mark.parametrize("objective", ["ce", "margin"])
+def test_apgd_is_no_worse_than_pgd_on_the_published_network(objective, golden):
+    network, pgd = golden.network(), Pgd(steps=20, step_size=0.1, objective=objective)
+    attacks = (pgd, Apgd(steps=20, objective=objective))
+    points = [attack(network, golden.box, golden.labels, seeded()) for attack in attacks]
+    values = [pgd.value(network(x), golden.labels).mean() for x in points]
+    assert values[1] >= values[0]
+
+
+def test_the_report_says_which_attack():
+    from expressive_losses.verify import build_stages
+    from expressive_losses.verify.summary import describe_stage
+
+    _, _, stage, _ = build_stages("attack,ibp", {"attack": {"attack": {"name": "apgd_t", "steps": 7}}})
+    assert describe_stage(stage.spec()).startswith("apgd_t (objective dlr, steps 7")
+    assert describe_stage({"name": "clean"}) == "clean"

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from expressive_losses.attacks.apgd import Apgd, ApgdT
 from expressive_losses.attacks.base import Attack
 from expressive_losses.attacks.pgd import Pgd
 from expressive_losses.bounds import BoundedNetwork
@@ -44,6 +45,37 @@ class PgdVerifier(AttackVerifier):
 
     def make_attack(self) -> Attack:
         return Pgd(**self.model_dump())
+
+
+@VERIFIERS.register("apgd")
+class ApgdVerifier(AttackVerifier):
+    """Auto-PGD on the cross-entropy (APGD-CE): sign steps of sizes that it adapts.
+
+    Attributes: those of :class:`expressive_losses.attacks.apgd.Apgd`.
+    """
+
+    steps: int = Field(default=100, ge=1)
+    restarts: int = Field(default=1, ge=1)
+    objective: Literal["ce", "margin"] = "ce"
+
+    def make_attack(self) -> Attack:
+        return Apgd(**self.model_dump())
+
+
+@VERIFIERS.register("apgd-t")
+class ApgdTVerifier(AttackVerifier):
+    """Auto-PGD towards each of the likeliest wrong classes in turn (APGD-T).
+
+    Attributes: those of :class:`expressive_losses.attacks.apgd.ApgdT`.
+    """
+
+    steps: int = Field(default=100, ge=1)
+    restarts: int = Field(default=1, ge=1)
+    objective: Literal["dlr", "margin", "ce"] = "dlr"
+    targets_of_each: int = Field(default=9, ge=1)
+
+    def make_attack(self) -> Attack:
+        return ApgdT(**self.model_dump())
 
 
 @VERIFIERS.register("attack")

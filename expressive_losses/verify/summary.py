@@ -57,6 +57,7 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
         "adversarial": _accuracy(natural - attacked, total) if attacks else None,
         "verified": _accuracy(counts[Status.VERIFIED], total),
         "status": {status.value: counts[status] for status in Status},
+        "attacks": [describe_stage(stage) for stage in head["stages"] if stage["name"] in attacks],
         "decided_by": _by_stage(head, rows),
         "seconds": round(sum(row.seconds for row in rows), 3),
         "settings": {key: value for key, value in head.items() if key != "format"},
@@ -67,6 +68,14 @@ def attacks_of(head: Mapping[str, Any]) -> list[str]:
     """Return the names of the stages of a ledger that are attacks."""
     names = [stage["name"] for stage in head["stages"]]
     return [name for name in names if VERIFIERS[name].kind == "attack"]
+
+
+def describe_stage(stage: Mapping[str, Any]) -> str:
+    """Return a stage of a ledger's head in words: ``pgd (steps 40, ...)``; for ``attack``, the attack that it ran."""
+    if isinstance(stage.get("attack"), Mapping):
+        stage = stage["attack"]
+    fields = ", ".join(f"{key} {value}" for key, value in stage.items() if key != "name")
+    return f"{stage['name']} ({fields})" if fields else stage["name"]
 
 
 def _accuracy(successes: int, trials: int) -> dict[str, float | int]:
@@ -105,6 +114,7 @@ def table_of(summary: Mapping[str, Any]) -> str:
         for name in ("natural", "adversarial", "verified")
         if summary[name] is not None
     ]
+    lines += [f"under {attack}" for attack in summary.get("attacks", [])]
     lines += ["", f"{'decided by':<12} {'images':>7} {'seconds':>9}"]
     for name, counts in summary["decided_by"].items():
         each = {key: value for key, value in counts.items() if key != "seconds"}
