@@ -94,6 +94,21 @@ def test_shards_merge_to_the_whole_run_and_check(trained, capsys):
     assert "30 rows agree with the network" in capsys.readouterr().out
 
 
+def test_shards_of_radii_merge_to_the_whole_run(trained, capsys):
+    out, merged, whole = (trained / name for name in ("radii", "radii-merged", "radii-whole"))
+    line = f"--model {trained} --bound ibp --radius --eps 0.2 --first 10 --batch-size 1 --quiet"
+    for part in ("", " --shard 0/2", " --shard 1/2"):
+        assert verify_main(shlex.split(f"{line} --out {out if part else whole}{part}")) == 0
+    assert "gap" in fails(verify_main, f"merge {out / 'shard-1-of-2'} --out {merged}", capsys)
+    join = f"merge {out / 'shard-0-of-2'} {out / 'shard-1-of-2'} --out {merged}"
+    assert verify_main(shlex.split(join)) == 0
+    assert "certified %" in capsys.readouterr().out
+    both = [[json.loads(line) for line in (one / "radius.jsonl").read_text().splitlines()] for one in (whole, merged)]
+    strip = [[{key: value for key, value in row.items() if key != "seconds"} for row in rows] for rows in both]
+    assert strip[0] == strip[1]
+    assert "is there already" in fails(verify_main, join, capsys)
+
+
 def test_check_notices_a_row_that_was_changed_by_hand(trained, capsys):
     out = trained / "tampered"
     assert verify_main(shlex.split(f"--model {trained} --bound ibp --eps 0.3 --first 30 --out {out} --quiet")) == 0

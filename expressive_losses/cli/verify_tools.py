@@ -10,8 +10,12 @@ from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
 from expressive_losses.verify.export import export
-from expressive_losses.verify.merge import merge
+from expressive_losses.verify.ledger import Ledger
+from expressive_losses.verify.merge import merge, merge_radii
+from expressive_losses.verify.radius import RadiusLedger, radius_table
 from expressive_losses.verify.report import write_report
+
+LEDGER, RADII = Ledger.file_name, RadiusLedger.file_name
 
 
 def check_tool(arguments: Sequence[str]) -> None:
@@ -32,12 +36,16 @@ def check_tool(arguments: Sequence[str]) -> None:
 
 
 def merge_tool(arguments: Sequence[str]) -> None:
-    """Join the ledgers of all shards of one run; refuses gaps and overlaps."""
+    """Join the ledgers of all shards of one run, or their radii; refuses gaps and overlaps."""
     parser = _parser("merge", merge_tool.__doc__)
     parser.add_argument("shards", nargs="+", type=Path, metavar="FOLDER", help="folders of the shards' ledgers")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the joined ledger")
     options = parser.parse_args(arguments)
-    print(table_of(merge(options.shards, options.out)))
+    radii, ledgers = (any((one / name).exists() for one in options.shards) for name in (RADII, LEDGER))
+    if radii:
+        print(radius_table(merge_radii(options.shards, options.out)))
+    if ledgers or not radii:
+        print(table_of(merge(options.shards, options.out)))
 
 
 def export_tool(arguments: Sequence[str]) -> None:

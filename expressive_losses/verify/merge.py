@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from expressive_losses.errors import UserError
-from expressive_losses.verify.ledger import FILE_NAME, Row, read_ledger, refuse_other, witness_path
+from expressive_losses.verify.ledger import FILE_NAME, Ledger, Row, read_ledger, refuse_other, witness_path
+from expressive_losses.verify.radius import SUMMARY_NAME, RadiusLedger, summarize_radii
 from expressive_losses.verify.shard import Shard, asked_indices
 from expressive_losses.verify.summary import attacks_of, summarize, write_summary
 
@@ -32,40 +33,64 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
         UserError: heads that differ in more than the shard, an image with two rows or with none, a row in a shard that
             is not its own, a missing counterexample.
     """
-    folders, out = [Path(folder) for folder in folders], Path(out)
-    if not folders:
-        raise UserError("merge: expected folders with ledgers, got none")
-    if (out / FILE_NAME).exists():
-        raise UserError(f"{out / FILE_NAME} is there already; choose another --out")
-    ledgers = {folder: read_ledger(folder) for folder in folders}
-    head = _common_head(ledgers)
-    sources = _sources(ledgers)
-    _refuse_gaps(sources, head, [known for known, _ in ledgers.values()])
-    rows = [ledgers[sources[index]][1][index] for index in range(head["images"])]
-    _copy_witnesses(rows, sources, out)
-    _write_ledger(out / FILE_NAME, head, rows)
+    head, rows, sources = _joined(folders, out, Ledger)
+    _copy_witnesses(rows, sources, Path(out))
+    _write_ledger(Path(out) / FILE_NAME, head, rows)
     summary = summarize(head, rows, attacks_of(head))
-    write_summary(out, summary)
+    write_summary(Path(out), summary)
     return summary
 
 
-def _common_head(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Row]]]) -> dict[str, Any]:
+def merge_radii(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
+    """Join the shards' ``radius.jsonl`` as :func:`merge` joins ledgers.
+
+    Returns:
+        The summary, as :func:`expressive_losses.verify.radius.certified_radii` returns it.
+
+    Raises:
+        UserError: see :func:`merge`.
+    """
+    head, rows, _ = _joined(folders, out, RadiusLedger)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    _write_ledger(Path(out) / RadiusLedger.file_name, head, rows)
+    summary = summarize_radii(head, rows)
+    write_summary(Path(out), summary, SUMMARY_NAME)
+    return summary
+
+
+def _joined(
+    folders: Sequence[Path | str], out: Path | str, kind: type[Ledger]
+) -> tuple[dict[str, Any], list[Any], dict[int, Path]]:
+    """Return the common head, the rows of all images in their order, and which folder each is from."""
+    if not folders:
+        raise UserError("merge: expected folders with ledgers, got none")
+    path = Path(out) / kind.file_name
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another --out")
+    ledgers = {Path(folder): read_ledger(Path(folder), kind) for folder in folders}
+    head = _common_head(ledgers, kind.file_name)
+    sources = _sources(ledgers, kind.file_name)
+    _refuse_gaps(sources, head, [known for known, _ in ledgers.values()])
+    return head, [ledgers[sources[index]][1][index] for index in range(head["images"])], sources
+
+
+def _common_head(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Any]]], file_name: str) -> dict[str, Any]:
     """Return the head without its shard, which must be the same everywhere."""
     heads = {folder: {**head, "shard": None} for folder, (head, _) in ledgers.items()}
     first = next(iter(heads.values()))
     for folder, head in heads.items():
-        refuse_other(folder / FILE_NAME, head, first, advice="Shards of one run differ in nothing but the shard")
+        refuse_other(folder / file_name, head, first, advice="Shards of one run differ in nothing but the shard")
     return first
 
 
-def _sources(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Row]]]) -> dict[int, Path]:
+def _sources(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Any]]], file_name: str) -> dict[int, Path]:
     """Return which folder has the row of each image."""
     sources: dict[int, Path] = {}
     for folder, (head, rows) in ledgers.items():
         asked = asked_indices(head)
         for index in rows:
             if index not in asked:
-                raise UserError(f"{folder / FILE_NAME}: image {index} is not one that this ledger was asked for")
+                raise UserError(f"{folder / file_name}: image {index} is not one that this ledger was asked for")
             if index in sources:
                 raise UserError(f"overlap: image {index} is in {sources[index]} and in {folder}; leave one of them out")
             sources[index] = folder
@@ -99,7 +124,7 @@ def _copy_witnesses(rows: Sequence[Row], sources: Mapping[int, Path], out: Path)
             raise UserError(f"{source}: {error.strerror}; the counterexample of image {row.index} is needed") from None
 
 
-def _write_ledger(path: Path, head: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def _write_ledger(path: Path, head: Mapping[str, Any], rows: Sequence[Any]) -> None:
     temporary = path.with_suffix(".jsonl.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         for values in (head, *map(asdict, rows)):
