@@ -387,3 +387,45 @@ def test_a_network_that_nothing_can_bound_is_an_error(tmp_path):
     labels = network(x).argmax(1)
     with pytest.raises(UserError, match="(?i)sigmoid"):
         verify(network, x, labels, 0.5, build_stages("bab"), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))])
+@pytest.mark.parametrize("bound", ["alpha-crown", "bab", "mip"])
+def test_a_network_without_relus_is_bounded_exactly(model, bound):
+    """min f_y - f_j over the ball = f_y(x) - f_j(x) - eps * |w_y - w_j|_1, for eps inside [0, 1]."""
+    network = BoundedNetwork(model, (4,), 3).eval()
+    x = torch.full((2, 4), 0.5) + torch.tensor([[0.1], [-0.2]])
+    labels = network(x).argmax(1)
+    logits, weight = network(x), list(model.parameters())[0]
+    exact = torch.tensor([torch.inf, torch.inf])
+    for other in range(3):
+        margin = logits.gather(1, labels[:, None])[:, 0] - logits[:, other]
+        margin = margin - 0.05 * (weight[labels] - weight[other]).abs().sum(1)
+        exact = torch.where(labels == other, exact, torch.minimum(exact, margin))
+    verdict = VERIFIERS.build(bound)(network, Problem.of(network, x, labels, 0.05))
+    for one, status, worst in zip(exact.tolist(), verdict.status, verdict.worst.tolist(), strict=True):
+        assert (status is Status.VERIFIED) == (one > 1e-4)
+        assert status is not Status.VERIFIED or worst == pytest.approx(one, abs=1.1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_alpha_crown_on_max_pooling_is_skipped_and_named_where_auto_lirpa_cannot(dtype):
+    from expressive_losses.bounds import compat
+    from expressive_losses.verify.run import computing_in
+
+    if str(compat.lirpa_version()) >= "0.4":
+        pytest.skip("a limit of auto_LiRPA 0.3")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    network = BoundedNetwork(model, (1, 4, 4), 3).to(dtype).eval()
+    x = torch.rand(5, 1, 4, 4, dtype=dtype)
+    cascade = Cascade(build_stages("crown,alpha-crown", {"crown": {"tolerance": 1e9}}))
+    with computing_in(dtype):
+        list(cascade(network, Problem.of(network, x, network(x).argmax(1), 0.01)))
+    assert "max pooling" in cascade.skipped["alpha-crown"]
+
+
+def test_a_tolerance_that_is_not_safe_for_a_stage_is_refused():
+    with pytest.raises(UserError, match="bound 'mip': a tolerance of 1e-06 is not safe.* --set mip.tolerance=0.0001"):
+        build_stages("crown,mip", tolerance=1e-6)
+    assert build_stages("crown,mip", {"mip": {"tolerance": 1e-4}}, tolerance=1e-6)[2].tolerance == 1e-6

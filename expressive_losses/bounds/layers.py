@@ -367,6 +367,8 @@ def extract(model: nn.Module, shape: Sequence[int], like: Tensor) -> LayerGraph:
         UnsupportedNetwork: naming the layer, when one is of no supported kind, or control flow depends on the data.
     """
     model = copy.deepcopy(model).to(like).eval()
+    if fx.Tracer().is_leaf_module(model, ""):  # one layer of torch's own, such as nn.Linear: else its inside is traced
+        model = nn.Sequential(model)
     try:
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NameError) as error:

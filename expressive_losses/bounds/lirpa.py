@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -40,6 +41,8 @@ class Graph:
         self._bounded = self._trace(model, torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
         nodes = list(self._bounded._modules.values())
         self._relus = [node for node in nodes if type(node).__name__ == "BoundRelu"]
+        self._can_optimise = any("Optimizable" in kind.__name__ for node in nodes for kind in type(node).__mro__)
+        self._pools = [node.name for node in nodes if type(node).__name__ == "BoundMaxPool"]
         self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
@@ -105,11 +108,16 @@ class Graph:
         return Bounds(margins.squeeze(2), box, self._relu_inputs())
 
     def _alpha_crown(self, box, matrices, iterations, lr, decay, fix_intermediate) -> Bounds:
+        if self._pools and compat.lirpa_version() < Version("0.4"):
+            # Its slopes of a maximum are laid out for batches of exactly K - 1 images; other batches fail.
+            raise UnsupportedNetwork(f"alpha-CROWN: auto_LiRPA 0.3 cannot optimise max pooling (node {self._pools[0]})")
         self._bounded.set_bound_opts(
             {"optimize_bound_args": {"iteration": iterations, "lr_alpha": lr, "lr_decay": decay}}
         )
         with torch.no_grad():
             start = self._compute(box, matrices, "crown")
+        if not self._can_optimise:  # the network is affine, and CROWN exact
+            return start
         fixed = self._named(start.relu_inputs) if fix_intermediate else None
         with torch.enable_grad(), self._frozen_parameters():
             found = self._compute(box, matrices, "alpha_crown", fixed)

@@ -228,9 +228,8 @@ def stack(networks: list[Reduced]) -> Reduced:
     outputs = like.new_zeros(images, forms, total)
     starts = torch.tensor((0, *blocks)).cumsum(0).tolist()
     for row, one in enumerate(networks):
-        at = torch.cat([torch.arange(n) + s for n, s in zip(one.neurons.blocks, starts[:-1], strict=True)]).to(
-            like.device
-        )
+        places = [range(s, s + n) for n, s in zip(one.neurons.blocks, starts[:-1], strict=True)]
+        at = torch.tensor([place for block in places for place in block], dtype=torch.long, device=like.device)
         neurons.inputs[row, at] = one.neurons.inputs[0]
         neurons.earlier[row, at.unsqueeze(1), at] = one.neurons.earlier[0]
         neurons.bias[row, at] = one.neurons.bias[0]

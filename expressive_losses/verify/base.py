@@ -132,10 +132,13 @@ class Verifier(Plugin, ABC):
         kind: "clean" looks at the images, "attack" for counterexamples only, "bound" for proofs only,
             "complete" for both.
         batch_sizes: images at once on a CPU and on an accelerator, if the user names no size.
+        least_tolerance: a smaller ``tolerance`` could take the method's own errors for proofs;
+            :func:`expressive_losses.verify.cascade.build_stages` refuses it.
     """
 
     kind: ClassVar[Literal["clean", "attack", "bound", "complete"]]
     batch_sizes: ClassVar[tuple[int, int]] = (256, 2048)
+    least_tolerance: ClassVar[float] = 0.0
 
     @abstractmethod
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:

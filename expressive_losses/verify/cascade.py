@@ -34,7 +34,8 @@ def build_stages(
         tolerance: for every stage that has one; ``None`` keeps the defaults.
 
     Raises:
-        UserError: unknown name or field, a name given twice, options for a stage that is not there.
+        UserError: unknown name or field, a name given twice, options for a stage that is not there, a tolerance that
+            is not safe for a stage.
     """
     names = _stage_names(bound)
     options = {_dashed(name): dict(fields) for name, fields in (options or {}).items()}
@@ -68,7 +69,14 @@ def _stage(name: str, fields: Mapping[str, Any], tolerance: float | None) -> Ver
     shared = {}
     if tolerance is not None and "tolerance" in VERIFIERS[name].model_fields:
         shared["tolerance"] = tolerance
-    return VERIFIERS.build({"name": name, **shared, **fields})
+    stage = VERIFIERS.build({"name": name, **shared, **fields})
+    if getattr(stage, "tolerance", stage.least_tolerance) < stage.least_tolerance:
+        least = f"{stage.least_tolerance:g}"
+        raise UserError(
+            f"bound '{name}': a tolerance of {stage.tolerance:g} is not safe, its own errors come near that; "
+            f"expected at least {least}, e.g. --set {name}.tolerance={least} for it alone"
+        )
+    return stage
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class Mip(Verifier):
     bounds: Literal["ibp", "crown", "alpha_crown"] = "crown"
     gap: float = Field(default=0.5, ge=0, lt=1)
     tolerance: float = Field(default=1e-4, ge=0)
+    least_tolerance: ClassVar = 1e-4
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         exact = _Exact.of(network)
