@@ -56,8 +56,8 @@ def test_exact_on_a_linear_network(tmp_path, bound, batch_size):
             assert row.radius is None and row.failed is None
         else:
             want = min(exact[index].item(), LARGEST)
-            # 1e-4: bounds must exceed the tolerance of 1e-5 logits, at slopes above 0.1
-            assert want - LARGEST / 2**12 - 1e-4 <= row.radius <= want + 1e-6
+            # 1e-3: bounds must exceed the tolerance of 1e-4 logits, at slopes above 0.1
+            assert want - LARGEST / 2**12 - 1e-3 <= row.radius <= want + 1e-6
     assert sum(row.radius is None for row in read_radii(tmp_path)[1].values()) == 4
 
 

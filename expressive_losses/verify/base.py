@@ -18,9 +18,9 @@ from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
 #: A margin counts as proven positive when its bound, computed in floating point, exceeds this (in logit
-#: units). It absorbs the rounding of float32, where a bound of a few layers errs by about 1e-6 of the logits'
-#: scale (docs/verification.md).
-DEFAULT_TOLERANCE = 1e-5
+#: units). Measured on trained networks, bounds near 0 err by up to 1.1e-5 in float32, where logits are of the order
+#: of 10 (docs/verification.md): hence about nine times that.
+DEFAULT_TOLERANCE = 1e-4
 
 
 class Status(str, Enum):

@@ -14,13 +14,15 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import margins_of
-from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Status, Verifier
+from expressive_losses.verify.base import Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.ledger import FILE_NAME, Row, load_witness, read_ledger, refuse_other, witness_name
 from expressive_losses.verify.run import computing_in, evaluation_copy, hash_of_tensors, hash_of_weights, pixels
 from expressive_losses.verify.shard import asked_indices
 
 SHOWN = 5  # contradictions named in the message
+#: Of the largest logit: by how much the logits of one forward pass in float32 may differ from those in float64.
+LOGITS_TOLERANCE = 1e-5
 
 
 class Contradiction(UserError):
@@ -82,7 +84,7 @@ def check(
     seed: int = 1,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    tolerance: float = DEFAULT_TOLERANCE,
+    tolerance: float = LOGITS_TOLERANCE,
 ) -> Checked:
     """Evaluate every row of a ledger again, on a float64 copy of the plain network.
 

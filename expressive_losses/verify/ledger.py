@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,7 @@ class Ledger:
         self.path = self.folder / self.file_name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")
+        self._synced = -math.inf
         try:
             self._lock()
             self.rows = self._restore(_plain({"format": self.format, **head}), resume)
@@ -123,7 +125,7 @@ class Ledger:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.sync()
+        self.sync(every=0.0)
         self._file.close()
 
     def append(self, outcome: Outcome) -> Row:
@@ -142,13 +144,20 @@ class Ledger:
         """
         if row.index in self.rows:
             raise UserError(f"{self.path}: image {row.index} is there already")
-        self._write(asdict(row))
+        self._write(vars(row))
         self.rows[row.index] = row
 
-    def sync(self) -> None:
-        """Force what was written to the disk."""
+    def sync(self, every: float = 1.0) -> None:
+        """Force what was written to the disk, unless that was done less than ``every`` seconds ago.
+
+        Rows are with the operating system from the moment they are written; only a crash of the machine can lose those
+        of the last second. Forcing each small batch would take as long as its bounds.
+        """
+        if time.monotonic() - self._synced < every:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def _lock(self) -> None:
         if fcntl is None:
