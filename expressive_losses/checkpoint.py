@@ -83,7 +83,8 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(payload, dict) or "format" not in payload:
         raise UserError(
-            f"{path}: not a checkpoint of expressive_losses (no 'format'); for a plain state_dict see the README"
+            f"{path}: not a checkpoint of expressive_losses (no 'format'); "
+            "for a plain state_dict name its architecture too: --model NAME --weights FILE"
         )
     if payload["format"] > FORMAT:
         raise UserError(

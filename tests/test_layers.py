@@ -171,3 +171,22 @@ def test_an_unsupported_module_is_named_by_its_path():
     model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4), nn.Hardswish()))
     with pytest.raises(UserError, match=r"'1\.1' \(Hardswish\) is not supported"):
         extract(model, (4,), torch.zeros(()))
+
+
+def test_in_place_operations_that_tracing_misreads_are_refused():
+    """fx takes relu_ for a function: other names of the same tensor would keep the old value."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            kept = hidden
+            torch.relu_(hidden)
+            return self.last(kept + hidden)
+
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="in-place operations or hooks"):
+        extract(InPlace().eval(), (4,), torch.zeros(1))

@@ -273,3 +273,69 @@ def test_many_classes_in_parts_are_the_same_values_and_gradients(monkeypatch):
         found[most] = margins, *torch.autograd.grad(margins.square().sum(), network.parameters())
     for parts, whole in zip(*found.values(), strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+class Bent(torch.nn.Sequential):
+    """Looks like a chain, computes something else."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class ComputedWeight(torch.nn.Module):
+    """A weight that is computed in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x.flatten(1), 5 * self.layer.weight, self.layer.bias)
+
+
+class InPlace(torch.nn.Module):
+    """An in-place operation that another name of the same tensor sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(16, 8), torch.nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        hidden = self.first(x.flatten(1))
+        kept = hidden
+        torch.relu_(hidden)
+        return self.last(kept + hidden)
+
+
+def plain(*layers):
+    return torch.nn.Sequential(*layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Bent(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, CLASSES)),
+        ComputedWeight,
+        InPlace,
+        lambda: plain(torch.nn.AvgPool2d(3, 2, padding=1), torch.nn.Flatten(), torch.nn.Linear(4, CLASSES)),
+        lambda: plain(
+            torch.nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+            torch.nn.Flatten(),
+            torch.nn.Linear(4, CLASSES),
+        ),
+    ],
+    ids=["subclass", "computed weight", "in place", "padded pooling", "pooling without the padding"],
+)
+def test_modules_that_are_easily_misread_are_bounded_soundly_or_refused(make, method):
+    torch.manual_seed(1)
+    network = BoundedNetwork(make(), (1, 4, 4), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.2)
+    try:
+        bound = network.margins(box, labels, method)
+    except UserError:
+        return
+    lowest = sampled_minimum(network, box, labels)
+    assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()

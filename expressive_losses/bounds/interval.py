@@ -21,7 +21,8 @@ from expressive_losses.types import Bounds, Box, margins_of, other_classes
 #: Weight differences made at once, in numbers (4 MiB of float32); up to four times that are kept for the backward pass.
 _MOST_DIFFERENCES = 2**20
 _RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
-_Affine = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: The affine layers of a chain, and the BatchNorm over their outputs. Exact types: a subclass may compute anything.
+_NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
 
 @dataclass
@@ -64,25 +65,35 @@ class Stage:
 
 def chain_of(model: nn.Module) -> list[Stage] | None:
     """Return the stages of a chain that ends in a linear layer, or None when the module is something else."""
-    if not isinstance(model, nn.Sequential):
+    if type(model) is not nn.Sequential or any(_altered(layer) for layer in model.modules()):
         return None
     stages: list[Stage] = []
     flatten = False
     for name, layer in model.named_children():
         last = stages[-1] if stages else None
-        if isinstance(layer, _Affine) and getattr(layer, "padding_mode", "zeros") == "zeros":
+        if type(layer) in _NORMS and getattr(layer, "padding_mode", "zeros") == "zeros":
             stages.append(Stage(layer, flatten))
             flatten = False
-        elif isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1):
+        elif type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
             flatten = True
-        elif isinstance(layer, _BatchNorm) and last and not (last.norm or last.relu or flatten):
+        elif _is_norm_of(last, layer) and not (last.norm or last.relu or flatten):
             last.norm = (name, layer)
-        elif isinstance(layer, nn.ReLU) and last and not (last.relu or flatten):
+        elif type(layer) is nn.ReLU and last and not (last.relu or flatten):
             last.relu = True
         else:
             return None
     ends_linear = stages and isinstance(stages[-1].affine, nn.Linear) and not (stages[-1].norm or stages[-1].relu)
     return stages if ends_linear and not flatten else None
+
+
+def _is_norm_of(stage: Stage | None, layer: nn.Module) -> bool:
+    """Return whether a layer is BatchNorm, with running statistics, over what this stage puts out."""
+    return stage is not None and type(layer) is _NORMS[type(stage.affine)] and layer.track_running_stats
+
+
+def _altered(layer: nn.Module) -> bool:
+    """Return whether hooks change what a layer computes: its type does not say then what it does."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def interval_bounds(

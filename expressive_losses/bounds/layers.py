@@ -376,7 +376,21 @@ def extract(model: nn.Module, shape: Sequence[int], like: Tensor) -> LayerGraph:
     builder = _Builder(traced, tuple(shape))
     with torch.no_grad():
         builder.run(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
-    return LayerGraph(tuple(builder.layers))
+    graph = LayerGraph(tuple(builder.layers))
+    _refuse_other_function(graph, model, torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(like))
+    return graph
+
+
+@torch.no_grad()
+def _refuse_other_function(graph: LayerGraph, model: nn.Module, x: Tensor) -> None:
+    """Compare the layers with the network itself: tracing is blind to in-place operations and hooks."""
+    expected = model(x)
+    if not torch.isfinite(expected).all():
+        return  # NaN weights: no bound will hold, which is said elsewhere
+    if (graph(x) - expected).abs().max() > 1e-3 * (1 + expected.abs().max()):
+        raise UnsupportedNetwork(
+            "the network, taken apart into layers, computes something else: does it have in-place operations or hooks?"
+        )
 
 
 class _Builder(fx.Interpreter):

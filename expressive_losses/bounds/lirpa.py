@@ -47,6 +47,11 @@ class Graph:
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
         self._set_modes(nodes)
+        self._keywords()
+        self._refuse_other_function()
+
+    def _keywords(self) -> None:
+        """Find out what this release calls the fixed hidden bounds."""
         parameters = inspect.signature(self._bounded.compute_bounds).parameters
         self._fixed_keyword = (
             "intermediate_layer_bounds" if "intermediate_layer_bounds" in parameters else "interm_bounds"
@@ -184,7 +189,13 @@ class Graph:
         Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph
         that exists) and         switches their requires_grad: the user's module is left alone.
         """
+        bare = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
+        if bare:
+            raise UnsupportedNetwork(f"layer '{bare[0]}': BatchNorm without running statistics has no eval mode")
         traced = _with_all_parameters(copy.deepcopy(model).eval())
+        x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
+        with torch.no_grad():
+            expected = traced(x)
         options = {"conv_mode": "patches", "sparse_features_alpha": False}
         try:
             bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
@@ -194,7 +205,30 @@ class Graph:
         for node in bounded._modules.values():
             if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
                 node.param = parameters[node.ori_name]
+        self._check = (x, expected)
         return bounded
+
+    def _refuse_other_function(self) -> None:
+        """Compare bounds at single points with the network's values: some layers are converted wrongly without a word.
+
+        Known in release 0.3: average pooling with padding, weights that are computed in the forward pass.
+
+        Raises:
+            UnsupportedNetwork: when the bounds at a point are not the value there.
+        """
+        x, expected = self._check
+        if not torch.isfinite(expected).all():
+            return  # NaN weights: no bound will hold
+        matrices = torch.eye(expected.shape[1]).to(x).expand(len(x), -1, -1)
+        allowed = 1e-3 * (1 + expected.abs().max())
+        for method in ("ibp", "crown_ibp"):
+            with torch.no_grad():
+                found = self.bounds(Box(x, x), matrices, method).margins
+            if not (found - expected).abs().max() <= allowed:
+                raise UnsupportedNetwork(
+                    f"auto_LiRPA's {method} bounds of this network are wrong at single points: it converts a layer "
+                    "wrongly (known: average pooling with padding, computed weights)"
+                )
 
 
 def _with_all_parameters(model: nn.Module) -> nn.Module:

@@ -181,3 +181,10 @@ def is_counterexample(network: BoundedNetwork, box: Box, labels: Tensor, x: Tens
     with torch.no_grad():
         margins = margins_of(network(x), labels)
     return box.contains(x) & (margins <= 0).any(1) & torch.isfinite(margins).all(1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
+    text = str(error)
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text

@@ -13,7 +13,7 @@ from torch import Tensor
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.registry import VERIFIERS, suggest
-from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is_counterexample
+from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is_counterexample, is_out_of_memory
 
 CASCADE = ("clean", "pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "bab")
 
@@ -189,13 +189,6 @@ class Cascade:
         self._sizes[stage.name] = size // 2
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
-    text = str(error)
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text
 
 
 def _checked(network: BoundedNetwork, problem: Problem, verdict: Verdict) -> Verdict:

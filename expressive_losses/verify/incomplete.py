@@ -8,9 +8,16 @@ import torch
 from pydantic import Field
 
 from expressive_losses.bounds import BoundedNetwork, BoundMethod
-from expressive_losses.errors import UnsupportedNetwork
+from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.registry import VERIFIERS
-from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Verdict, Verifier, verdict_of_bounds
+from expressive_losses.verify.base import (
+    DEFAULT_TOLERANCE,
+    Problem,
+    Verdict,
+    Verifier,
+    is_out_of_memory,
+    verdict_of_bounds,
+)
 
 
 class BoundVerifier(Verifier):
@@ -32,9 +39,11 @@ class BoundVerifier(Verifier):
         try:
             with torch.no_grad():
                 margins = network.margins(problem.box, problem.labels, self.method, **self.options())
-        except (NotImplementedError, AssertionError, KeyError) as error:
-            problem = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
-            raise UnsupportedNetwork(f"bound '{self.name}': {problem}") from error
+        except Exception as error:  # auto_LiRPA raises all kinds for a layer that it cannot handle
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            reason = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
+            raise UnsupportedNetwork(f"bound '{self.name}': {reason}") from error
         return verdict_of_bounds(problem, margins, self.tolerance)
 
 
