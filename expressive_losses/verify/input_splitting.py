@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of
 from expressive_losses.verify.base import (
@@ -51,12 +51,15 @@ class InputSplitting(Verifier):
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         inputs = problem.images[0].numel() if len(problem) else 0
         if inputs > self.max_inputs:
-            raise UserError(
+            raise UnsupportedNetwork(
                 f"bound '{self.name}': the network has {inputs} inputs, and splitting is for up to "
                 f"{self.max_inputs} (max_inputs); use bab"
             )
         search = _Search(self, network, problem)
-        search.run()
+        with torch.no_grad():
+            usable = bool(torch.isfinite(network(problem.images)).all())
+        if usable:  # with NaN weights no sub-box is ever decided
+            search.run()
         return search.verdict()
 
 
