@@ -11,7 +11,8 @@ from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork, beta_crown
 from expressive_losses.bounds.beta_crown import Dual, Forms, Neurons, evaluate, lower_bound, optimise, relax
-from expressive_losses.bounds.layers import LayerGraph, extract, without_max_pool
+from expressive_losses.bounds.extraction import extract
+from expressive_losses.bounds.layers import LayerGraph, without_max_pool
 from expressive_losses.bounds.reduction import Reduced, Tightening, TooManyNeurons, reduce, stack
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS

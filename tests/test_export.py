@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.layers import extract
+from expressive_losses.bounds.extraction import extract
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify.export import export, export_onnx, logits_of_onnx, vnnlib

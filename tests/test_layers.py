@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from test_soundness import INSTANCES, instance
 from torch import nn
 
-from expressive_losses.bounds.layers import extract, without_max_pool
+from expressive_losses.bounds.extraction import extract
+from expressive_losses.bounds.layers import without_max_pool
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 

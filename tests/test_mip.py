@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.layers import extract
+from expressive_losses.bounds.extraction import extract
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of, other_classes

@@ -13,7 +13,8 @@ from torch import Tensor
 from expressive_losses.attacks.mi_fgsm import MiFgsm
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, evaluate, optimise
-from expressive_losses.bounds.layers import LayerGraph, extract, without_max_pool
+from expressive_losses.bounds.extraction import extract
+from expressive_losses.bounds.layers import LayerGraph, without_max_pool
 from expressive_losses.bounds.reduction import Reduced, Tightening, TooManyNeurons, reduce, stack
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of, specification

@@ -13,7 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.layers import LayerGraph, extract
+from expressive_losses.bounds.extraction import extract
+from expressive_losses.bounds.layers import LayerGraph
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, other_classes
