@@ -22,7 +22,7 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.types import Box
 from expressive_losses.verify.base import DEFAULT_TOLERANCE
-from expressive_losses.verify.run import computing_in, evaluation_copy
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 
 METHODS = {"ibp": 256, "crown_ibp": 64, "crown": 1}  # and how many images at once
 

@@ -27,9 +27,9 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box
-from expressive_losses.verify import build_stages, verify
+from expressive_losses.verify import Settings, build_stages, verify
 from expressive_losses.verify.base import DEFAULT_TOLERANCE
-from expressive_losses.verify.run import computing_in
+from expressive_losses.verify.evaluation import computing_in
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def measure(
 def run_cascade(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: float, bound: str) -> dict:
     """Verify as verify.py does, ledger and all; return the rows."""
     with tempfile.TemporaryDirectory() as out:
-        verify(network, images, labels, eps, build_stages(bound), out, progress=False)
+        verify(network, images, labels, eps, build_stages(bound), out, Settings(progress=False))
         lines = (Path(out) / "ledger.jsonl").read_text().splitlines()[1:]
     return {"rows": [json.loads(line) for line in lines]}
 

@@ -16,6 +16,7 @@ from expressive_losses.types import Box
 from expressive_losses.verify import (
     Ledger,
     Row,
+    Settings,
     Status,
     build_stages,
     read_ledger,
@@ -27,6 +28,7 @@ from expressive_losses.verify.base import is_counterexample
 from expressive_losses.verify.summary import wilson
 
 EPS = 0.1
+QUIET = Settings(progress=False)
 
 
 def network(seed: int = 0) -> BoundedNetwork:
@@ -49,8 +51,10 @@ def data(count: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(out, bound="ibp,crown", eps=EPS, batch_size=10, **options):
     images, labels = data()
-    options = {"network": network(), "stages": build_stages(bound), "progress": False, **options}
-    return verify(images=images, labels=labels, eps=eps, out=out, batch_size=batch_size, **options)
+    asked = {"network": network(), "stages": build_stages(bound)}
+    asked |= {key: options.pop(key) for key in ("network", "stages") if key in options}
+    settings = Settings(progress=False, batch_size=batch_size, **options)
+    return verify(images=images, labels=labels, eps=eps, out=out, settings=settings, **asked)
 
 
 def rows_without_seconds(folder) -> dict[int, dict]:
@@ -214,7 +218,7 @@ def test_float_images_and_float64_prove_the_same(tmp_path):
     run(tmp_path / "a")
     images, labels = data()
     stages = build_stages("ibp,crown")
-    verify(network(), images / 255, labels, EPS, stages, tmp_path / "b", dtype="float64", progress=False)
+    verify(network(), images / 255, labels, EPS, stages, tmp_path / "b", Settings(dtype="float64", progress=False))
     a, b = (read_ledger(tmp_path / name)[1] for name in "ab")
     assert verified_in(a) == verified_in(b) != set()
 
@@ -229,7 +233,7 @@ def test_degenerate_eps(tmp_path):
     [
         ({"eps": -0.1}, "eps: expected a radius >= 0"),
         ({"eps": math.nan}, "eps: expected a radius >= 0"),
-        ({"first": 0}, "expected labels for all of some images, got 0 for 0"),
+        ({"first": 0}, "first: expected at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, change, message):
@@ -246,7 +250,7 @@ def test_bad_data_is_refused(tmp_path):
         (images.float(), labels, "floats in .0, 1."),
     ]:
         with pytest.raises(UserError, match=message):
-            verify(network(), x, y, EPS, build_stages("ibp"), tmp_path, progress=False)
+            verify(network(), x, y, EPS, build_stages("ibp"), tmp_path, QUIET)
     assert not list(tmp_path.iterdir())
 
 

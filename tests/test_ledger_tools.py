@@ -12,7 +12,7 @@ from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
-from expressive_losses.verify import Status, build_stages, read_ledger, verify
+from expressive_losses.verify import Settings, Status, build_stages, read_ledger, verify
 from expressive_losses.verify.check import Contradiction, check, disjoint
 from expressive_losses.verify.merge import merge
 from expressive_losses.verify.shard import Shard, parse_shard, shard_of_rank
@@ -35,8 +35,10 @@ def data(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(out, bound="ibp,crown", eps=EPS, **options):
     images, labels = data()
-    options = {"network": network(), "stages": build_stages(bound), "progress": False, **options}
-    return verify(images=images, labels=labels, eps=eps, out=out, batch_size=8, **options)
+    asked = {"network": network(), "stages": build_stages(bound)}
+    asked |= {key: options.pop(key) for key in ("network", "stages") if key in options}
+    settings = Settings(progress=False, batch_size=8, **options)
+    return verify(images=images, labels=labels, eps=eps, out=out, settings=settings, **asked)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import nn
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box, margins_of
-from expressive_losses.verify import build_stages
+from expressive_losses.verify import Settings, build_stages
 from expressive_losses.verify.radius import certified_radii, radius_table, read_radii
 
 LARGEST = 0.25
@@ -36,9 +36,10 @@ def data(network, count=20):
     return x, labels
 
 
-def run(network, out, bound="ibp,crown", **options):
+def run(network, out, bound="ibp,crown", steps=10, **options):
     images, labels = data(network)
-    return certified_radii(network, images, labels, LARGEST, build_stages(bound), out, progress=False, **options)
+    settings = Settings(progress=False, **options)
+    return certified_radii(network, images, labels, LARGEST, build_stages(bound), out, settings, steps)
 
 
 @pytest.mark.parametrize("bound, batch_size", [("crown", None), ("ibp", 3), ("crown_ibp", None)])

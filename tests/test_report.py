@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,11 +13,13 @@ from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
-from expressive_losses.verify import build_stages, verify
+from expressive_losses.verify import Settings, build_stages, verify
 from expressive_losses.verify.radius import certified_radii
 from expressive_losses.verify.report import write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+SETTINGS = Settings(dataset="<b>mine</b>", split="test", progress=False)
 
 
 def network(seed: int = 0) -> BoundedNetwork:
@@ -36,9 +39,8 @@ def data(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 def folder(tmp_path_factory):
     out, (images, labels) = tmp_path_factory.mktemp("run"), data()
     stages = build_stages("ibp,crown")
-    options = {"dataset": "<b>mine</b>", "split": "test", "progress": False}
-    verify(network(), images, labels, 0.03, stages, out, eps_text="0.03", **options)
-    certified_radii(network(), images, labels, 0.1, stages, out, steps=4, progress=False)
+    verify(network(), images, labels, 0.03, stages, out, SETTINGS)
+    certified_radii(network(), images, labels, 0.1, stages, out, SETTINGS, steps=4)
     return out
 
 
@@ -87,10 +89,7 @@ def test_figures_are_those_of_the_summary(tmp_path, folder):
     images, labels = data()
     stages = build_stages("ibp,crown")
     path = write_report(folder, network(), images, labels, out=tmp_path)
-    summary = verify(
-        network(), images, labels, 0.03, stages, folder, eps_text="0.03", dataset="<b>mine</b>", split="test",
-        progress=False, resume=True,
-    )  # fmt: skip
+    summary = verify(network(), images, labels, 0.03, stages, folder, replace(SETTINGS, resume=True))
     text, markdown = Page(path.read_text(encoding="utf-8")).text, (tmp_path / "report.md").read_text(encoding="utf-8")
     for key in ("natural", "adversarial", "verified"):
         figure = summary[key]
@@ -114,7 +113,7 @@ def test_without_the_network_what_needs_it_is_left_out(tmp_path, folder):
 
 def test_an_empty_ledger_makes_a_report(tmp_path):
     images, labels = data()
-    verify(network(), images, labels, 0.03, build_stages("ibp"), tmp_path, progress=False, budget=0.0)
+    verify(network(), images, labels, 0.03, build_stages("ibp"), tmp_path, Settings(progress=False, budget=0.0))
     text = write_report(tmp_path, network(), images, labels).read_text(encoding="utf-8")
     assert "30 images were not reached and count as wrong" in text
 

@@ -18,6 +18,7 @@ from expressive_losses.verify import (
     CASCADE,
     Cascade,
     Problem,
+    Settings,
     Status,
     Verdict,
     Verifier,
@@ -30,6 +31,7 @@ from expressive_losses.verify.incomplete import Ibp
 
 BOUNDS = [name for name in VERIFIERS.names() if VERIFIERS[name].kind in ("bound", "complete")]
 CPU = torch.device("cpu")
+QUIET = Settings(progress=False)
 
 
 def mlp(seed: int, inputs: int = 4) -> BoundedNetwork:
@@ -376,7 +378,7 @@ def test_a_stage_that_cannot_handle_the_network_is_skipped_and_named(tmp_path):
     """Branch-and-bound splits ReLUs; IBP and CROWN of the same cascade still count."""
     network, x = sigmoid_network(), torch.rand(6, 1, 2, 2)
     labels = network(x).argmax(1)
-    summary = verify(network, x, labels, 0.02, build_stages("bab,ibp,crown"), tmp_path, progress=False)
+    summary = verify(network, x, labels, 0.02, build_stages("bab,ibp,crown"), tmp_path, QUIET)
     assert "Sigmoid" in summary["skipped"]["bab"] or "sigmoid" in summary["skipped"]["bab"]
     assert summary["verified"]["count"] > 0
     assert "bab was skipped" in table_of(summary)
@@ -386,7 +388,7 @@ def test_a_network_that_nothing_can_bound_is_an_error(tmp_path):
     network, x = sigmoid_network(), torch.rand(2, 1, 2, 2)
     labels = network(x).argmax(1)
     with pytest.raises(UserError, match="(?i)sigmoid"):
-        verify(network, x, labels, 0.5, build_stages("bab"), tmp_path, progress=False)
+        verify(network, x, labels, 0.5, build_stages("bab"), tmp_path, QUIET)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))])
@@ -411,7 +413,7 @@ def test_a_network_without_relus_is_bounded_exactly(model, bound):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_alpha_crown_on_max_pooling_is_skipped_and_named_where_auto_lirpa_cannot(dtype):
     from expressive_losses.bounds import compat
-    from expressive_losses.verify.run import computing_in
+    from expressive_losses.verify.evaluation import computing_in
 
     if str(compat.lirpa_version()) >= "0.4":
         pytest.skip("a limit of auto_LiRPA 0.3")

@@ -13,7 +13,7 @@ from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
-from expressive_losses.verify import build_stages, table_of
+from expressive_losses.verify import Settings, build_stages, table_of
 from expressive_losses.verify import verify as verify_images
 from expressive_losses.verify.radius import certified_radii, radius_table
 from expressive_losses.verify.report import write_report
@@ -54,26 +54,26 @@ def verify(arguments: Sequence[str]) -> None:
     shard = parse_shard(options.shard) if options.shard else shard_of_rank()
     out = options.out or default_folder(subject.path, options, eps)
     out = shard.folder(out) if shard else out
-    settings = {
-        "dataset": data.name,
-        "split": options.split,
-        "first": options.first,
-        "batch_size": options.batch_size,
-        "resume": options.resume,
-        "seed": options.seed,
-        "device": device,
-        "dtype": options.dtype,
-        "budget": options.budget,
-        "progress": not options.quiet,
-        "shard": shard,
-    }
+    settings = Settings(
+        dataset=data.name,
+        split=options.split,
+        first=options.first,
+        shard=shard,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        dtype=options.dtype,
+        device=device,
+        budget=options.budget,
+        resume=options.resume,
+        progress=not options.quiet,
+    )
     say = (lambda *_: None) if options.quiet else print
     say(f"verifying {subject.path} on {data.name} ({options.split}), eps {eps.text} = {float(eps):.6g}, into {out}")
-    question = (subject.network, data.images, data.labels, float(eps), stages, out)
+    question = (subject.network, data.images, data.labels, eps, stages, out, settings)
     if options.radius:
-        say(radius_table(certified_radii(*question, largest_text=eps.text, **settings)))
+        say(radius_table(certified_radii(*question)))
         return
-    say(table_of(verify_images(*question, eps_text=eps.text, **settings)))
+    say(table_of(verify_images(*question)))
     if options.report:
         say(f"report: {write_report(out, subject.network, data.images, data.labels)}")
 

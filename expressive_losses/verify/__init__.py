@@ -4,6 +4,7 @@ from expressive_losses.verify.base import DEFAULT_TOLERANCE, Problem, Status, Ve
 from expressive_losses.verify.cascade import CASCADE, Cascade, Outcome, build_stages
 from expressive_losses.verify.ledger import Ledger, Row, read_ledger
 from expressive_losses.verify.run import verify
+from expressive_losses.verify.settings import Settings
 from expressive_losses.verify.summary import summarize, table_of, write_summary
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Outcome",
     "Problem",
     "Row",
+    "Settings",
     "Status",
     "Verdict",
     "Verifier",

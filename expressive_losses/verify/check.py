@@ -16,8 +16,9 @@ from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import margins_of
 from expressive_losses.verify.base import Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy, pixels
+from expressive_losses.verify.head import hash_of_tensors, hash_of_weights
 from expressive_losses.verify.ledger import FILE_NAME, Row, load_witness, read_ledger, refuse_other, witness_name
-from expressive_losses.verify.run import computing_in, evaluation_copy, hash_of_tensors, hash_of_weights, pixels
 from expressive_losses.verify.shard import asked_indices
 
 SHOWN = 5  # contradictions named in the message

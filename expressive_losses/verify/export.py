@@ -17,7 +17,8 @@ from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
-from expressive_losses.verify.run import check_data, evaluation_copy, pixels
+from expressive_losses.verify.evaluation import evaluation_copy, pixels
+from expressive_losses.verify.run import check_data
 
 OPSET = 13  # old enough for every tool of VNN-COMP
 INSTANCES = "instances.csv"

@@ -93,7 +93,7 @@ class Ledger:
 
     Args:
         folder: made if it is not there.
-        head: what was asked, as :func:`expressive_losses.verify.run.head_of` makes it.
+        head: what was asked, as :func:`expressive_losses.verify.head.head_of` makes it.
         resume: go on with a ledger that is there.
 
     Attributes:

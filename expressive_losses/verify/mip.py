@@ -27,8 +27,8 @@ from expressive_losses.verify.base import (
     combined,
     is_counterexample,
 )
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 from expressive_losses.verify.mip_model import Expression, Model, Solution, encode, intervals, matrices_of
-from expressive_losses.verify.run import computing_in, evaluation_copy
 
 #: What auto_LiRPA raises for a layer that it does not know, or not in this form.
 UNSUPPORTED = (UserError, NotImplementedError, AssertionError, KeyError, ValueError)

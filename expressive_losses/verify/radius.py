@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, median
@@ -15,14 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.config import Radius
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify.base import Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade
 from expressive_losses.verify.clean import Clean
+from expressive_losses.verify.evaluation import chunks, computing_in, evaluation_copy, problems
+from expressive_losses.verify.head import head_of
 from expressive_losses.verify.ledger import Ledger, read_ledger
-from expressive_losses.verify.run import DType, check_data, computing_in, evaluation_copy, head_of, pixels
-from expressive_losses.verify.shard import Shard, asked_indices, make_shard
+from expressive_losses.verify.run import DEFAULTS, check_data
+from expressive_losses.verify.settings import Settings
+from expressive_losses.verify.shard import asked_indices
 from expressive_losses.verify.summary import wilson, write_summary
 
 SUMMARY_NAME = "radius.json"
@@ -79,23 +83,11 @@ def certified_radii(
     network: BoundedNetwork,
     images: Tensor,
     labels: Tensor,
-    largest: float,
+    largest: float | Radius,
     stages: Sequence[Verifier],
     out: Path | str,
-    *,
-    largest_text: str | None = None,
+    settings: Settings = DEFAULTS,
     steps: int = 10,
-    dataset: str = "",
-    split: str = "",
-    first: int | None = None,
-    batch_size: int | None = None,
-    resume: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    dtype: DType = "float32",
-    budget: float | None = None,
-    progress: bool = True,
-    shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Find for each image the largest radius up to ``largest`` that the bounds certify, to ``largest / 2^steps``.
 
@@ -104,11 +96,9 @@ def certified_radii(
     ``radius.jsonl`` and ``radius.json`` to ``out``.
 
     Args:
-        network, images, labels: as for :func:`expressive_losses.verify.run.verify`, like all that is not named here.
+        network, images, labels, out, settings: as for :func:`expressive_losses.verify.run.verify`.
         largest: the largest radius to try, pixel units.
         stages: from ``build_stages``; those that can prove are used, each on what those before it did not prove.
-        out: folder of the results.
-        largest_text: ``largest`` as the user wrote it.
         steps: bisections.
 
     Returns:
@@ -117,23 +107,21 @@ def certified_radii(
     Raises:
         UserError: no stage that can prove, data that does not fit, a ledger of another question.
     """
-    images, labels = images[:first], labels[:first].long()
+    images, labels = images[: settings.first], labels[: settings.first].long()
     check_data(network, images, labels, largest)
     stages = [stage for stage in stages if stage.kind in ("bound", "complete")]
     if not stages or not largest > 0 or steps < 1:
         raise UserError("radius: expected a bound, a largest radius > 0 and at least one step")
-    part = make_shard(*shard) if shard else None
-    head = _head(
-        network, images, labels, largest, largest_text, stages, dataset, split, first, dtype, seed, part, steps
-    )
-    deadline = None if budget is None else time.monotonic() + budget
-    evaluated = evaluation_copy(network, torch.device(device), getattr(torch, dtype))
-    cascade = Cascade(stages, batch_size)
-    indices = asked_indices(head)
-    with RadiusLedger(Path(out), head, resume) as ledger, computing_in(evaluated.mean.dtype):
-        with tqdm(total=len(indices), initial=len(ledger.rows), unit="image", disable=not progress) as bar:
-            for problem in _problems(evaluated, images, labels, indices, cascade, ledger, seed, deadline):
-                rows = _bisect(evaluated, problem, cascade, largest, steps)
+    head = {**head_of(network, images, labels, largest, stages, settings), "steps": steps}
+    deadline = None if settings.budget is None else time.monotonic() + settings.budget
+    evaluated = evaluation_copy(network, settings.device, getattr(torch, settings.dtype))
+    cascade, indices = Cascade(stages, settings.batch_size), asked_indices(head)
+    with RadiusLedger(Path(out), head, settings.resume) as ledger, computing_in(evaluated.mean.dtype):
+        done = ledger.rows
+        parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
+        with tqdm(total=len(indices), initial=len(done), unit="image", disable=not settings.progress) as bar:
+            for problem in problems(evaluated, images, labels, 0.0, parts, settings.seed, deadline):
+                rows = [row for row in _bisect(evaluated, problem, cascade, largest, steps) if row.index not in done]
                 for row in rows:
                     ledger.append_row(row)
                 ledger.sync()
@@ -189,35 +177,6 @@ def radius_table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{at['eps']:>8.4g} {at['percent']:>12.2f}   {interval:<16} {at['count']} of {summary['images']}")
     lines.append(f"mean radius {summary['mean_radius']:.4g}, median {summary['median_radius']:.4g}")
     return "\n".join(lines)
-
-
-def _head(
-    network, images, labels, largest, text, stages, dataset, split, first, dtype, seed, shard: Shard | None, steps
-):
-    head = head_of(network, images, labels, largest, text, stages, dataset, split, first, dtype, seed, shard)
-    return {"format": RadiusLedger.format, **head, "steps": steps}
-
-
-def _problems(
-    evaluated: BoundedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    indices: range,
-    cascade: Cascade,
-    ledger: RadiusLedger,
-    seed: int,
-    deadline: float | None,
-) -> Iterator[Problem]:
-    device, dtype = evaluated.mean.device, evaluated.mean.dtype
-    missing = [index for index in indices if index not in ledger.rows]
-    size = cascade.chunk_size(device)
-    for begin in range(0, len(missing), size):
-        mine = missing[begin : begin + size]
-        x = pixels(images[mine].to(device), dtype)
-        problem = Problem.of(evaluated, x, labels[mine].to(device), 0.0, mine, seed, deadline)
-        if problem.is_late():
-            return
-        yield problem
 
 
 class _Interval:

@@ -16,12 +16,12 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.types import margins_of
 from expressive_losses.verify.base import Status
+from expressive_losses.verify.evaluation import pixels
 from expressive_losses.verify.ledger import Row, load_witness
 from expressive_losses.verify.radius import RadiusRow, summarize_radii
 from expressive_losses.verify.report import figures
 from expressive_losses.verify.report.document import Card, Document, Picture, Section, Table
 from expressive_losses.verify.report.layers import LayerBounds, bounds_by_layer
-from expressive_losses.verify.run import pixels
 from expressive_losses.verify.shard import asked_indices
 from expressive_losses.verify.summary import attacks_of, summarize, wilson
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.verify.check import refuse_other_question
+from expressive_losses.verify.evaluation import evaluation_copy
 from expressive_losses.verify.ledger import FILE_NAME, read_ledger
 from expressive_losses.verify.radius import RadiusLedger, read_radii
 from expressive_losses.verify.report.compose import compose
 from expressive_losses.verify.report.document import Document
 from expressive_losses.verify.report.render import html_of, markdown_of
-from expressive_losses.verify.run import evaluation_copy
 
 PICTURES = "report"
 

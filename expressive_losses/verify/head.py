@@ -1,0 +1,60 @@
+"""The head of a ledger: what was asked. A resumed run, a shard or a check must ask the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.config import Radius
+from expressive_losses.verify.base import Verifier
+from expressive_losses.verify.settings import Settings
+
+
+def head_of(
+    network: BoundedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    eps: float | Radius,
+    stages: Sequence[Verifier],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return the head: everything that the rows depend on.
+
+    Args:
+        network, images, labels, eps, stages, settings: as :func:`expressive_losses.verify.run.verify` takes them;
+            ``images`` and ``labels`` without those after ``settings.first``.
+    """
+    return {
+        "weights_sha256": hash_of_weights(network),
+        "data_sha256": hash_of_tensors({"images": images, "labels": labels}),
+        "dataset": settings.dataset,
+        "split": settings.split,
+        "first": settings.first,
+        "images": len(images),
+        "shard": None if settings.shard is None else list(settings.shard),
+        "eps": eps.text if isinstance(eps, Radius) else repr(float(eps)),
+        "eps_value": float(eps),
+        "stages": [stage.spec() for stage in stages],
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+    }
+
+
+def hash_of_weights(network: BoundedNetwork) -> str:
+    """Return the SHA-256 of the state dict: names, types, shapes and values of parameters and buffers."""
+    return hash_of_tensors(network.state_dict())
+
+
+def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and values, independent of order and device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+        digest.update(f"{name} {array.dtype.str} {tuple(tensor.shape)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
