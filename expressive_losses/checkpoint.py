@@ -13,14 +13,16 @@ import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
-from expressive_losses.registry import MODELS
+from expressive_losses.registry import MODELS, explain
 
 FORMAT = 1
 
@@ -86,11 +88,30 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of expressive_losses (no 'format'); "
             "for a plain state_dict name its architecture too: --model NAME --weights FILE"
         )
-    if payload["format"] > FORMAT:
+    if isinstance(payload["format"], int) and payload["format"] > FORMAT:
         raise UserError(
             f"{path}: checkpoint format {payload['format']} is newer than this package knows ({FORMAT}); update it"
         )
+    try:
+        _Description.model_validate(payload)
+    except ValidationError as error:
+        problem = explain(error, _Description)
+        raise UserError(f"{path}: the checkpoint is incomplete or was changed: {problem}") from None
     return payload
+
+
+class _Description(BaseModel):
+    """What :func:`describe` writes; there may be more."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+    format: int
+    model: dict[str, Any]
+    shape: Annotated[list[PositiveInt], Len(3, 3)]
+    classes: PositiveInt
+    mean: list[float]
+    std: list[PositiveFloat]
+    weights: dict[str, torch.Tensor]
+    config: dict[str, Any]
 
 
 def code_named_by(payload: Mapping[str, Any]) -> list[str]:
@@ -141,6 +162,14 @@ def network_of(payload: Mapping[str, Any], source: str = "checkpoint", trusted: 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
     """Load a state_dict, strictly: every name and shape must match and every value must be finite."""
+    ours = model.state_dict()
+    other = [name for name, value in weights.items() if name in ours and value.dtype != ours[name].dtype]
+    if other:
+        theirs, mine = (str(these[other[0]].dtype).removeprefix("torch.") for these in (weights, ours))
+        raise UserError(
+            f"{source}: the weights are {theirs} and would be rounded or widened to {mine}, which is another network "
+            f"than the one they are from; convert them to {mine} yourself if that is the one you mean"
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ range are errors that name the key.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -89,7 +90,7 @@ class TrainingConfig(Section):
 
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
-    seed: int = Field(100, ge=0)
+    seed: int = Field(100, ge=0, lt=2**63)
     initialize: Literal["shi", "default"] = "shi"
     clip_norm: float | None = Field(10.0, gt=0, description="gradient norm; null for none")
     l1: float = Field(0.0, ge=0, description="weight of sum |W| over convolution and linear weights")
@@ -138,6 +139,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
+        if self.validation > 1 and self.validation != int(self.validation):
+            raise ValueError(f"validation: expected a share below 1 or a number of images, got {self.validation:g}")
         self.lr_schedule.check(self.training.epochs)
         if self.training.accumulate > 1 and not self.method.separable:
             raise ValueError(f"training.accumulate: the loss of '{self.method.name}' is no mean over the batch")
@@ -156,7 +159,8 @@ class Config(Section):
         Raises:
             UserError: one line that names the source and the key.
         """
-        for module in values.get("plugins") or ():
+        plugins = values.get("plugins")
+        for module in plugins if isinstance(plugins, list | tuple) else ():
             registry.import_module(str(module))
         try:
             return cls.model_validate(dict(values))
@@ -174,9 +178,40 @@ def load(path: Path | None, overrides: Iterable[Mapping[str, Any]] = ()) -> Conf
     for override in overrides:
         values = merge(values, override)
     source = str(path) if path else "config"
-    data = Config.build({key: values[key] for key in ("data", "plugins") if key in values}, source).data
+    given = {key: values[key] for key in ("data", "plugins") if key in values}
+    data = Config.build(merge({"data": Config().data.spec()}, given), source).data
     defaults = merge(Config().resolved(), data.defaults)
     return Config.build(merge(defaults, values), source)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and: a key that is there twice is an error, and 5e-4 is a number (PyYAML: a text)."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, source: str = "text") -> Any:
+    """Return the value of a YAML document, which messages call ``source``.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not valid, or no plain value, or too deep.
+    """
+    loader = _Loader(text)
+    loader.name = source
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -185,10 +220,10 @@ def read(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in _seen:
         raise UserError(f"{path}: 'extends' goes in a circle")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     except OSError as error:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
@@ -233,8 +268,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip(".") or "" in key.split("."):
         raise UserError(f"--set {text}: expected key=value, for example training.epochs=10")
     try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+        nested: Any = parse_yaml(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {text}: the value is not valid YAML") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}

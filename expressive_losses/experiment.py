@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from expressive_losses import checkpoint
-from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
@@ -21,6 +21,7 @@ from expressive_losses.evaluate import accuracies
 from expressive_losses.plots import training_curves
 from expressive_losses.run import RunDirectory
 from expressive_losses.trainer import Interrupted, Trainer
+from expressive_losses.types import Box, Clock
 
 
 def train(
@@ -44,16 +45,12 @@ def train(
         UserError: anything that the user can mend.
         Interrupted: on SIGTERM, after the state was saved.
     """
-    torch.manual_seed(config.training.seed)
-    train_set, held_out, split = load_data(config, data_root)
-    network = build_network(config, train_set).to(device)
+    network, *batches, split = prepare(config, device, data_root)
     run = RunDirectory(out, resume)
     try:
         payload, note = run.load()
         if note and not quiet:
             print(note)
-        augmentation = config.data.augmentation
-        batches = Batches(train_set, augmentation, device), Batches(held_out, device=device)
         with stop_on_sigterm() as stopped:
             trainer = Trainer(config, network, *batches, run, stopped, quiet)
             if payload is None:
@@ -66,6 +63,38 @@ def train(
         run.close()
 
 
+def prepare(
+    config: Config, device: torch.device, data_root: Path | None = None
+) -> tuple[BoundedNetwork, Batches, Batches, str]:
+    """Return the untrained network, the training and the held-out images, and the name of the held-out split.
+
+    Raises:
+        UserError: whatever would stop the training later and can be known now, before anything is written.
+    """
+    torch.manual_seed(config.training.seed)
+    train_set, held_out, split = load_data(config, data_root)
+    network = build_network(config, train_set).to(device)
+    train, rest = Batches(train_set, config.data.augmentation, device), Batches(held_out, device=device)
+    clock = Clock(train.steps_per_epoch(config.training.batch_size), config.training.epochs)
+    if config.eps.schedule.end(clock) > clock.steps(1, "run"):
+        raise UserError(
+            f"eps.schedule: the radius reaches its target at step {config.eps.schedule.end(clock)}, the run ends at "
+            f"step {clock.steps(1, 'run')} ({clock.epochs} epochs): set eps.schedule.length, or train for longer"
+        )
+    _check_bounds(config, network, rest)
+    return network, train, rest, split
+
+
+@torch.no_grad()
+def _check_bounds(config: Config, network: BoundedNetwork, images: Batches) -> None:
+    """Bound two images by every method that training will use: a layer without bounds is found now."""
+    x, labels = images.batch(torch.arange(min(2, len(images))), augment=False)
+    methods = {"ibp", *(need for need in config.method.needs if need in TRAINING_METHODS)}
+    with torch.random.fork_rng(devices=[]):
+        network.eval().bounds_of(Box.around(x, 0.0), labels, sorted(methods))
+    network.train()
+
+
 def load_data(config: Config, data_root: Path | None) -> tuple[ImageData, ImageData, str]:
     """Return (training images, held-out images, name of the held-out split).
 
@@ -73,7 +102,11 @@ def load_data(config: Config, data_root: Path | None) -> tuple[ImageData, ImageD
     """
     whole = config.data.load(data_root, "train")
     if config.validation == 0:
-        return whole, config.data.load(data_root, "test"), "test"
+        test = config.data.load(data_root, "test")
+        if test.shape != whole.shape:
+            shapes = f"test images are {test.shape}, training images {whole.shape}"
+            raise UserError(f"data set '{config.data.name}': {shapes}")
+        return whole, test, "test"
     share = config.validation if config.validation < 1 else int(config.validation)
     return *split_validation(whole, share), "validation"
 
@@ -82,7 +115,7 @@ def build_network(config: Config, data: ImageData) -> BoundedNetwork:
     """Return the untrained network for these images, normalisation inside."""
     model = config.model.build(data.shape, data.classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"model '{config.model.name}' has no parameters to train")
+        raise UserError(f"model '{getattr(config.model, 'path', config.model.name)}' has no parameters to train")
     return BoundedNetwork(model, data.shape, data.classes, config.data.mean, config.data.std)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expressive_losses.registry import OPTIMIZERS, Plugin
 
@@ -21,8 +22,11 @@ class Optimizer(Plugin):
         raise NotImplementedError
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _AdamFamily(Optimizer):
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
 
     def _arguments(self) -> dict:
@@ -62,6 +66,12 @@ class SGD(Optimizer):
 
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self):
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: needs a momentum above 0")
+        return self
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return torch's fused SGD."""

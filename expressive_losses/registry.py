@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import reprlib
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -96,7 +98,7 @@ class Registry:
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            raise UserError(f"{self.kind}: expected a name or a mapping with 'name', got {spec!r}")
+            raise UserError(f"{self.kind}: expected a name or a mapping with 'name', got {reprlib.repr(spec)}")
         name = spec["name"]
         fields = {key: value for key, value in spec.items() if key != "name"}
         if ":" in name and self._adapter:
@@ -134,27 +136,45 @@ def import_object(path: str, kind: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError(f"{kind} '{path}': expected an import path like package.module:name")
+    module = _import(module_name, f"{kind} '{path}'")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{kind} '{path}': {error}; is the module on PYTHONPATH?") from None
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise UserError(f"{kind} '{path}': {error}") from None
 
 
 def import_module(name: str) -> Any:
     """Import a module that the user named (``plugins: [my_module]``).
 
     Raises:
-        UserError: when it is not there.
+        UserError: when it is not there, or importing it fails.
     """
+    return _import(name, f"plugins: cannot import '{name}'")
+
+
+def _import(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"plugins: cannot import '{name}': {error}; is it on PYTHONPATH?") from None
+    except ImportError as error:
+        raise UserError(f"{what}: {error}; is it on PYTHONPATH?") from None
+    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+        raise UserError(f"{what}: {failure(error)}") from None
+
+
+def failure(error: BaseException) -> str:
+    """Return kind, first line and place of an error in code that is not ours."""
+    text = (str(error).splitlines() or [""])[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:  # its text names the place
+        return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for a near miss, else the list of what is known."""
     known = list(known)
+    if not known:
+        return "; there are none, leave it out"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
 
@@ -171,7 +191,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}, got {first['input']!r}"
+    return f"{key}: {message}, got {reprlib.repr(first['input'])}"
 
 
 def plugin_field(kind: Registry, optional: bool = False) -> Any:

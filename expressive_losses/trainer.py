@@ -207,16 +207,24 @@ class Trainer:
                 f"{self.run.path}: the run was started with another config ({', '.join(changed)} differ); "
                 "resume with the same one, or choose another --out"
             )
-        checkpoint.load_weights(self.network.model, payload["weights"], "checkpoint")
-        training = payload["training"]
+        checkpoint.load_weights(self.network.model, payload["weights"], str(self.run.checkpoint))
+        try:
+            self._load_training(payload["training"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self.run.checkpoint}: not a state of training ({type(error).__name__}: {error}); "
+                "is it a trained model? Choose another --out"
+            ) from None
+        self.run.keep_metrics(self.step // self.steps_per_epoch)
+
+    def _load_training(self, training: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(training["optimizer"])
-        self.step, self.seconds = training["step"], training["seconds"]
+        self.step, self.seconds = int(training["step"]), float(training["seconds"])
         self.memory = {name: value.to(self.train.device) for name, value in training["method"].items()}
         if "average" in training:
             self.average.load_state_dict(training["average"])
         self.totals = {name: value.to(self.train.device) for name, value in training["totals"].items()}
         self.counts = dict(training.get("counts", {}))
-        self.run.keep_metrics(self.step // self.steps_per_epoch)
 
     def _add(self, terms: dict[str, Tensor]) -> None:
         """Sum up on the device: reading a value would stall a GPU."""
@@ -235,10 +243,14 @@ class Trainer:
             broken = [name for name, value in means.items() if not np.isfinite(value)]
             raise UserError(
                 f"training diverged in epoch {(self.step - 1) // self.steps_per_epoch + 1} (step {self.step}): "
-                f"{', '.join(broken)} not finite; the last good checkpoint is {self.run.checkpoint}. "
+                f"{', '.join(broken)} not finite; {self._last_checkpoint()}. "
                 "Try a lower optimizer.lr, a longer eps.schedule.length, or training.clip_norm"
             )
         return means
+
+    def _last_checkpoint(self) -> str:
+        exists = self.run.checkpoint.exists()
+        return f"the last good checkpoint is {self.run.checkpoint}" if exists else "there was no checkpoint yet"
 
     def _end_epoch(self, epoch: int, progress: TrainingProgress) -> None:
         config, last = self.config.training, epoch == self.config.training.epochs

@@ -176,6 +176,12 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         assert all(torch.isfinite(w).all() for w in checkpoint.read(tmp_path / "checkpoint.pt")["weights"].values())
 
 
+def test_divergence_in_the_first_epoch_names_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="diverged in epoch 1 .*; there was no checkpoint yet"):
+        train(tmp_path, "optimizer={name: sgd, lr: 1e30}", "training.clip_norm=null")
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_a_second_process_is_refused(tmp_path):
     from expressive_losses.run import RunDirectory
 

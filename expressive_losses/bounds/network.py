@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -37,7 +38,7 @@ class BoundedNetwork(nn.Module):
             and other methods go to auto_LiRPA in any case.
 
     Raises:
-        UserError: when a standard deviation is not positive.
+        UserError: when mean or standard deviation are not numbers, not positive, or not one a channel.
     """
 
     def __init__(
@@ -50,8 +51,15 @@ class BoundedNetwork(nn.Module):
         fast_intervals: bool = True,
     ) -> None:
         super().__init__()
-        if min(std) <= 0:
-            raise UserError(f"normalisation: std must be positive, got {tuple(std)}")
+        if classes < 2:
+            raise UserError(f"a classifier has at least 2 classes, got {classes}")
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"normalisation: std must be positive and mean finite, got {tuple(std)} and {tuple(mean)}")
+        if not {len(mean), len(std)} <= {1, shape[0]}:
+            raise UserError(
+                f"normalisation: mean and std take 1 or {shape[0]} numbers, one a channel, "
+                f"got {len(mean)} and {len(std)}"
+            )
         self.model = model
         self.shape = tuple(shape)
         self.classes = classes

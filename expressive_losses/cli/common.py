@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 
 from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like all others; no option may be abbreviated."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError in place of printing the usage."""
+        raise UserError(f"{message}; {self.prog} --help explains the options")
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
@@ -41,7 +55,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device cpu") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name or repr(name)}: not usable here ({reason}); try --device cpu") from None
     return device

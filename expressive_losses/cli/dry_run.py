@@ -14,7 +14,6 @@ from torch.utils.flop_counter import flop_registry
 
 from expressive_losses import experiment
 from expressive_losses.config import Config
-from expressive_losses.data.batches import Batches
 from expressive_losses.run import RunDirectory
 from expressive_losses.trainer import Trainer
 
@@ -68,10 +67,7 @@ def dry_run(config: Config, device: torch.device, data_root: Path | None = None)
 
 
 def _trainer(config: Config, device: torch.device, data_root: Path | None, folder: Path) -> Trainer:
-    torch.manual_seed(config.training.seed)
-    train_set, held_out, _ = experiment.load_data(config, data_root)
-    network = experiment.build_network(config, train_set).to(device)
-    batches = Batches(train_set, config.data.augmentation, device), Batches(held_out, device=device)
+    network, *batches, _ = experiment.prepare(config, device, data_root)
     run = RunDirectory(folder)
     run.close()
     return Trainer(config, network, *batches, run, quiet=True)

@@ -97,6 +97,8 @@ def _sizes(model: str, about: Description) -> tuple[tuple[int, ...], int]:
     missing = [name for name, value in (("--shape 1,28,28", shape), ("--classes 10", classes)) if value is None]
     if missing:
         raise UserError(f"architecture '{model}': give {' and '.join(missing)} (or a --dataset that has them)")
+    if classes < 2:
+        raise UserError(f"--classes: a classifier has at least 2, got {classes}")
     return shape, classes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from expressive_losses import config as configs
 from expressive_losses import experiment
-from expressive_losses.cli.common import choose_device
+from expressive_losses.cli.common import Parser, choose_device
 from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
 
@@ -47,12 +47,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the argument parser of train.py."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=TRAIN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("train.py", TRAIN_HELP)
     experiment_ = parser.add_argument_group("experiment (each overrides the config file)")
     experiment_.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults"
@@ -92,9 +87,9 @@ def train_parser() -> argparse.ArgumentParser:
 def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the options that were given as config mappings, ``--set`` last."""
     nested = {
-        "method": {"name": options.method} if options.method else None,
-        "data": {"name": options.dataset} if options.dataset else None,
-        "model": {"name": options.model} if options.model else None,
+        "method": {"name": options.method} if options.method is not None else None,
+        "data": {"name": options.dataset} if options.dataset is not None else None,
+        "model": {"name": options.model} if options.model is not None else None,
         "eps": {"target": options.eps} if options.eps is not None else None,
     }
     training = {key: getattr(options, key) for key in ("epochs", "seed") if getattr(options, key) is not None}

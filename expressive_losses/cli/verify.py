@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expressive_losses.cli.common import choose_device
+from expressive_losses.cli.common import Parser, choose_device
 from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
@@ -80,12 +80,7 @@ def verify(arguments: Sequence[str]) -> None:
 
 def verify_parser() -> argparse.ArgumentParser:
     """Return the argument parser of verify.py."""
-    parser = argparse.ArgumentParser(
-        prog="verify.py",
-        description=VERIFY_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("verify.py", VERIFY_HELP)
     question = parser.add_argument_group("question")
     add_subject_arguments(question)
     question.add_argument("--bound", default="cascade", help="one or several of --list, or cascade (default)")

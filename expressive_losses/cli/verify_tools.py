@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from expressive_losses.cli.common import Parser
 from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
@@ -80,8 +80,8 @@ def report_tool(arguments: Sequence[str]) -> None:
     print(write_report(options.ledger, subject.network, data.images, data.labels, options.out))
 
 
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"verify.py {name}", description=description, allow_abbrev=False)
+def _parser(name: str, description: str | None) -> Parser:
+    return Parser(f"verify.py {name}", description)
 
 
 TOOLS: dict[str, Callable[[Sequence[str]], None]] = {

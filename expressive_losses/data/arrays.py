@@ -114,4 +114,5 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[np.ndarray]:
         TypeError,
         AttributeError,
     ) as error:
-        raise UserError(f"{path}: cannot be read as an .npz file of numbers ({error})") from None
+        reason = "it holds Python objects, or is something else" if "pickle" in str(error) else error
+        raise UserError(f"{path}: cannot be read as an .npz file of numbers ({reason})") from None

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from expressive_losses.errors import UserError
-from expressive_losses.registry import MODELS, Plugin, explain, import_object
+from expressive_losses.registry import MODELS, Plugin, explain, failure, import_object
 
 Shape = tuple[int, int, int]
 
@@ -81,6 +81,10 @@ class Factory(Model):
             return factory(**arguments)
         except ValidationError as error:
             raise UserError(f"model '{self.path}': {explain(error, factory)}") from None
+        except UserError:
+            raise
+        except Exception as error:  # whatever somebody's code does
+            raise UserError(f"model '{self.path}': it failed with {failure(error)}") from error
 
 
 def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "model") -> None:
@@ -112,6 +116,8 @@ def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "mod
             f"model '{name}': a batch of 2 images must give logits of shape (2, {classes}), "
             f"got {tuple(logits.shape)}; make its last layer nn.Linear(..., {classes})"
         )
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"model '{name}': must compute in float32, got {str(logits.dtype).removeprefix('torch.')}")
     if not torch.isfinite(logits).all():
         raise UserError(f"model '{name}': logits of a grey image are not finite; check its initialisation")
 
@@ -128,6 +134,8 @@ def _logits_of_two_images(module: nn.Module, shape: Shape, name: str) -> Any:
         raise UserError(
             f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}"
         ) from error
+    except Exception as error:  # whatever somebody's code does
+        raise UserError(f"model '{name}': on two images it failed with {failure(error)}") from error
     finally:
         for layer, training in modes.items():
             layer.training = training
