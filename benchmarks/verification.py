@@ -48,7 +48,7 @@ def main() -> None:
         data = config.data.load(options.data_dir, "test")[: options.first]
         images, eps = data.images / data.scale, float(config.eps.target)
         network, plain = (checkpoint.network_of(payload, str(path)) for _ in range(2))
-        plain = BoundedNetwork(plain.model, plain.shape, plain.classes, fast_intervals=False, **_normalisation(plain))
+        plain = BoundedNetwork(plain.model, plain.shape, plain.classes, fast_chain=False, **_normalisation(plain))
         row = measure(
             network, plain.eval(), images, data.labels, eps, options.bound, options.loop_first, options.rounds
         )

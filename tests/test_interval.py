@@ -16,7 +16,7 @@ def both(name: str) -> tuple[BoundedNetwork, BoundedNetwork]:
     """The network with the fast path, and one over the same module without."""
     fast = instance(name)
     mean, std = fast.mean.flatten().tolist(), fast.std.flatten().tolist()
-    slow = BoundedNetwork(fast.model, fast.shape, CLASSES, mean, std, fast_intervals=False)
+    slow = BoundedNetwork(fast.model, fast.shape, CLASSES, mean, std, fast_chain=False)
     assert fast._chain is not None
     assert slow._chain is None
     return fast, slow.eval()
@@ -80,6 +80,6 @@ def test_unusual_convolutions_and_layers_without_parameters():
     )
     x, labels = torch.rand(3, 2, 8, 8), torch.tensor([0, 1, 3])
     box = Box.around(x, 0.1)
-    fast, slow = (BoundedNetwork(model, (2, 8, 8), CLASSES, fast_intervals=flag).eval() for flag in (True, False))
+    fast, slow = (BoundedNetwork(model, (2, 8, 8), CLASSES, fast_chain=flag).eval() for flag in (True, False))
     assert fast._chain is not None
     torch.testing.assert_close(fast.margins(box, labels), slow.margins(box, labels), rtol=1e-4, atol=1e-5)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import lirpa
+from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
 from expressive_losses.bounds.interval import chain_of, interval_bounds
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.errors import UserError
@@ -33,9 +35,8 @@ class BoundedNetwork(nn.Module):
         shape: image shape (C, H, W).
         classes: number of logits K.
         mean, std: per channel, in pixel units.
-        fast_intervals: compute IBP on plain chains without auto_LiRPA (same bounds, less time and memory);
-            other networks
-            and other methods go to auto_LiRPA in any case.
+        fast_chain: compute IBP and CROWN-IBP of plain chains without auto_LiRPA (same bounds, less time and
+            memory); other networks and other methods go to auto_LiRPA in any case.
 
     Raises:
         UserError: when mean or standard deviation are not numbers, not positive, or not one a channel.
@@ -48,7 +49,7 @@ class BoundedNetwork(nn.Module):
         classes: int,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
-        fast_intervals: bool = True,
+        fast_chain: bool = True,
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -66,7 +67,8 @@ class BoundedNetwork(nn.Module):
         per_channel = (1, -1) + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(per_channel))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(per_channel))
-        self._chain = chain_of(model) if fast_intervals else None
+        self._chain = chain_of(model) if fast_chain else None
+        self._transposable = self._chain is not None and transposable(self._chain)
         self._graphs: dict[bool, lirpa.Graph] = {}
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -107,6 +109,8 @@ class BoundedNetwork(nn.Module):
         normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
         if method == "ibp" and self._chain is not None:
             return interval_bounds(self._chain, normalised, labels, self._statistics(statistics), **options)
+        if method == "crown_ibp" and self._transposable and not options:
+            return self._on_chain(normalised, labels, statistics)["crown_ibp"]
         if "relu_shrink" in options:
             raise UserError(
                 f"relu_shrink: only for bound 'ibp' on a plain chain of layers, not for '{method}' on this network"
@@ -134,14 +138,24 @@ class BoundedNetwork(nn.Module):
         """
         if "ibp" in methods and "crown_ibp" in methods:
             normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
-            matrices = specification(labels, self.classes, normalised.lower.dtype)
-            graph = self._graph("crown_ibp")
-            ibp, crown_ibp = graph.ibp_and_crown_ibp(normalised, matrices, self._statistics(statistics))
-            found = {"ibp": ibp, "crown_ibp": crown_ibp}
+            if self._transposable:
+                found = self._on_chain(normalised, labels, statistics)
+            else:
+                matrices = specification(labels, self.classes, normalised.lower.dtype)
+                graph = self._graph("crown_ibp")
+                ibp, crown_ibp = graph.ibp_and_crown_ibp(normalised, matrices, self._statistics(statistics))
+                found = {"ibp": ibp, "crown_ibp": crown_ibp}
         else:
             found = {}
         rest = [method for method in methods if method not in found]
         return found | {method: self.bounds(box, labels, method, statistics, **options) for method in rest}
+
+    def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
+        """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""
+        own = self._statistics(statistics)
+        ibp = interval_bounds(self._chain, box, labels, own)
+        margins = crown_ibp_margins(self._chain, box, ibp.relu_inputs, labels, own)
+        return {"ibp": ibp, "crown_ibp": replace(ibp, margins=margins)}
 
     def _statistics(self, statistics: BatchStatistics | None) -> BatchStatistics | None:
         prefix = "model."
