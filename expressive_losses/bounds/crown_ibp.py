@@ -19,9 +19,10 @@ from expressive_losses.bounds.interval import Stage
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Box, other_classes
 
-#: Coefficients of one layer that are kept for the backward pass, in numbers (256 MiB of float32); above, the margins
-#: are bounded in parts, and every part again in the backward pass.
-MOST_COEFFICIENTS = 2**26
+#: Coefficients of one layer at once, in numbers; above, the margins are bounded in parts, and every part again in the
+#: backward pass. On a CPU 16 MiB of float32: more would not fit into its caches, and be slower. Elsewhere 1 GiB.
+MOST_COEFFICIENTS = {"cpu": 2**22}
+MOST_ELSEWHERE = 2**28
 _TRANSPOSED = {nn.Conv1d: F.conv_transpose1d, nn.Conv2d: F.conv_transpose2d, nn.Conv3d: F.conv_transpose3d}
 
 
@@ -31,7 +32,7 @@ def crown_ibp_margins(
     relu_inputs: Sequence[Box],
     labels: Tensor,
     statistics: BatchStatistics | None,
-    most: int = MOST_COEFFICIENTS,
+    most: int | None = None,
 ) -> Tensor:
     """Return lower bounds on f_y - f_j over the box, (B, K-1), by one backward pass from the margins.
 
@@ -45,13 +46,14 @@ def crown_ibp_margins(
         relu_inputs: sound bounds on every ReLU's input, in order.
         labels: (B,) int64.
         statistics: of BatchNorm, by name; ``None``: the running ones.
-        most: coefficients of one layer at once.
+        most: coefficients of one layer at once; ``None`` chooses by device.
 
     Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", section 3.
     """
     layers = _layers(stages, box, relu_inputs, statistics)
     last = stages[-1].affine
     others = other_classes(labels, last.out_features)
+    most = most or MOST_COEFFICIENTS.get(box.lower.device.type, MOST_ELSEWHERE)
     largest = max(prod(layer.shape) for layer in layers) if layers else 1
     size = max(1, most // (len(labels) * max(largest, last.in_features)))
 
