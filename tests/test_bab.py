@@ -331,8 +331,8 @@ def test_complete_verifiers_agree_with_each_other(make, seed):
     statuses = []
     for eps in (0.05, 0.15, 0.4):
         problem = problem_for(network, eps)
-        one = VERIFIERS.build("bab")(network, problem)
-        other = VERIFIERS.build({"name": "input-bab", "bound": bound})(network, problem)
+        one = VERIFIERS.build({"name": "bab", "timeout": 600})(network, problem)
+        other = VERIFIERS.build({"name": "input-bab", "bound": bound, "timeout": 600})(network, problem)
         assert one.status == other.status
         assert Status.UNKNOWN not in one.status
         statuses += one.status

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from expressive_losses.attacks.mi_fgsm import MiFgsm
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, evaluate, optimise
+from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, optimise
 from expressive_losses.bounds.extraction import extract
 from expressive_losses.bounds.layers import LayerGraph, without_max_pool
 from expressive_losses.bounds.reduction import Reduced, Tightening, TooManyNeurons, reduce, stack
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of, specification
+from expressive_losses.verify.bab_attack import Hunt
 from expressive_losses.verify.base import (
     DEFAULT_TOLERANCE,
     Problem,
@@ -25,7 +25,6 @@ from expressive_losses.verify.base import (
     Verdict,
     Verifier,
     combined,
-    is_counterexample,
 )
 from expressive_losses.verify.branching import Score, children, choose
 from expressive_losses.verify.leaf import solve_leaf
@@ -52,7 +51,7 @@ class BranchAndBound(Verifier):
         max_neurons: images with more unstable neurons are left unknown (memory grows with the square).
         hopeless: give an image up when the progress so far, extrapolated to its time limit with a factor of
             two, does not reach 0.
-        tolerance: logit units; see :data:`expressive_losses.verify.base.DEFAULT_TOLERANCE`.
+        tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
 
     Source: paper "Expressive Losses", appendix D; Wang et al., "Beta-CROWN".
     """
@@ -92,10 +91,8 @@ class _Search:
         self._trees: list[Tree] = []
         self._reduced: Reduced | None = None  # one row a tree
         self._active: tuple[list[Tree], Reduced] | None = None
-        self._target = settings.tolerance
-        with torch.no_grad():
-            clean = margins_of(network(problem.images), problem.labels)
-        self._clean = torch.where(torch.isfinite(clean), clean, -torch.inf)
+        self._thresholds = problem.threshold(settings.tolerance).tolist()
+        self._hunt = Hunt(network, problem, settings.attack_steps, settings.attack_starts, settings.node_attack_steps)
 
     # -- the whole ------------------------------------------------------------------------------------------------
 
@@ -119,19 +116,20 @@ class _Search:
 
     def verdict(self) -> Verdict:
         """Return what the trees say; images without a tree are left as they were."""
+        clean = margins_of(self._problem.logits, self._problem.labels)
+        clean = torch.where(torch.isfinite(clean), clean, -torch.inf)
         margins = self._problem.margins.clone()
         status = [Status.UNKNOWN] * len(self._problem)
         witness = self._problem.images.clone()
         for tree in self._trees:
             if tree.witness is not None:
                 status[tree.row], witness[tree.row] = Status.FALSIFIED, tree.witness
-            found = tree.margins().to(margins)
-            found = torch.minimum(found, self._clean[tree.row].to(margins))  # +inf where nothing is left open
+            found = torch.minimum(tree.margins().to(margins), clean[tree.row])  # +inf where nothing is left open
             at = tree.wanted.to(margins.device)
             margins[tree.row, at] = torch.fmax(margins[tree.row], found)[at]
         margins = combined(self._problem, margins)
         for tree in self._trees:
-            if tree.verified and (margins[tree.row] > self._target).all():
+            if tree.verified and (margins[tree.row] > tree.threshold).all():
                 status[tree.row] = Status.VERIFIED
         return Verdict(tuple(status), margins, witness)
 
@@ -151,8 +149,9 @@ class _Search:
             if one is None:
                 continue
             networks.append(one)
-            wanted = ~(problem.margins[row] > self._target).cpu()
-            self._trees.append(Tree(row, torch.full(wanted.shape, -torch.inf, dtype=box.lower.dtype), wanted))
+            wanted = ~(problem.margins[row] > self._thresholds[row]).cpu()
+            roots = torch.full(wanted.shape, -torch.inf, dtype=box.lower.dtype)
+            self._trees.append(Tree(row, self._thresholds[row], roots, wanted))
         if networks:
             self._reduced = stack(networks)
 
@@ -173,31 +172,14 @@ class _Search:
         properties = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         valid, forms = wanted.gather(1, properties), reduced.outputs.pick(properties)
         sign = torch.zeros(*properties.shape, reduced.neurons.count, dtype=torch.int8, device=self._device)
-        target = torch.where(valid, self._target, -torch.inf)
+        threshold = self._threshold(self._trees)
+        target = torch.where(valid, threshold, -torch.inf)
         dual = Dual.start(reduced.neurons, most)
         found = optimise(reduced.neurons, forms, sign, dual, how.root_iterations, how.lr, how.decay, target)
         for tree, lower, which in zip(self._trees, found.lower.cpu(), properties.cpu(), strict=True):
             tree.roots[which] = lower
-        open_ = valid & ~(found.lower > self._target)
-        if how.attack_steps and open_.any():
-            self._attack_roots(found.point, forms, open_)
+        self._hunt.at_roots(self._trees, reduced, found.point, forms, valid & ~(found.lower > threshold))
         self._sort(self._trees, reduced, properties, forms, sign, found, valid)
-
-    def _attack_roots(self, points: Tensor, forms: Forms, open_: Tensor) -> None:
-        """Run MI-FGSM on each open property from its minimiser and from random points, all at once."""
-        how = self._settings
-        rows = [tree.row for tree in self._trees]
-        noise = [  # the same for all properties, so that it does not depend on how many there are
-            torch.rand(how.attack_starts - 1, points.shape[2], generator=generator, dtype=points.dtype)
-            for generator in self._problem.select(rows).generators("bab")
-        ]
-        random = (2 * torch.stack(noise) - 1).to(points)
-        count = points.shape[1]
-        start = torch.cat([points, random.repeat_interleave(count, 1)], 1)
-        which = torch.arange(count, device=self._device).repeat(how.attack_starts).expand(len(rows), -1)
-        forms = forms.pick(which)
-        found = self._ascend(self._reduced, start, forms, how.attack_steps)
-        self._try(self._trees, self._reduced, found, forms, open_.gather(1, which))
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -211,7 +193,7 @@ class _Search:
         sign, dual = children(parents.sign, Dual(parents.alpha, parents.beta), branch)
         properties, valid = parents.property.repeat(1, 2), valid.repeat(1, 2)
         forms = reduced.outputs.pick(properties)
-        how, target = self._settings, torch.where(valid, self._target, -torch.inf)
+        how, target = self._settings, torch.where(valid, self._threshold(trees), -torch.inf)
         found = optimise(reduced.neurons, forms, sign, dual, how.iterations, how.lr, how.decay, target)
         inherited = parents.lower.repeat(1, 2)  # a child's feasible set lies in its parent's
         found = Bounded(torch.fmax(found.lower, inherited), found.dual, found.point, found.coefficients)
@@ -230,11 +212,11 @@ class _Search:
         valid: Tensor,
     ) -> None:
         """Close what is proven, look for counterexamples, choose where to split the rest, and store it."""
-        proven = found.lower > self._target
+        how, threshold = self._settings, self._threshold(trees)
+        proven = found.lower > threshold
         open_ = valid & ~proven
-        self._search_counterexamples(trees, reduced, forms, found, open_)
-        how = self._settings
-        branch = choose(how.branching, how.candidates, reduced.neurons, forms, sign, found, self._target)
+        self._hunt.at_nodes(trees, reduced, forms, found.point, open_)
+        branch = choose(how.branching, how.candidates, reduced.neurons, forms, sign, found, threshold)
         everything = (found.lower, properties, sign, found.dual.alpha, found.dual.beta, branch)
         for at, tree in enumerate(trees):
             closed = valid[at] & proven[at]
@@ -262,70 +244,20 @@ class _Search:
         form = forms.rows(image).pick(torch.tensor([[leaf]], device=self._device))
         solved = solve_leaf(reduced.neurons.rows(image), form, sign, self._seconds_left(tree))
         lower = max(solved.lower, found.lower[at, leaf].item())
-        if solved.point is not None and not lower > self._target:
-            self._accept(tree, solved.point)
-        tree.stuck |= not lower > self._target
+        if solved.point is not None and not lower > tree.threshold:
+            self._hunt.accept(tree, solved.point)
+        tree.stuck |= not lower > tree.threshold
         tree.close(property_.view(1), torch.tensor([lower]))
-
-    # -- counterexamples ------------------------------------------------------------------------------------------
-
-    def _search_counterexamples(
-        self, trees: Sequence[Tree], reduced: Reduced, forms: Forms, found: Bounded, open_: Tensor
-    ) -> None:
-        """Evaluate the minimisers, improve the few worst, and check those that seem to refute."""
-        with torch.no_grad():
-            values = evaluate(reduced.neurons, forms, found.point)
-        self._check_points(trees, found.point, values, open_)
-        if not self._settings.node_attack_steps:
-            return
-        few = min(4, values.shape[1])
-        worst = torch.where(open_, values, torch.inf).topk(few, dim=1, largest=False).indices
-        start = found.point.gather(1, worst.unsqueeze(2).expand(-1, -1, found.point.shape[2]))
-        some = forms.pick(worst)
-        improved = self._ascend(reduced, start, some, self._settings.node_attack_steps)
-        self._try(trees, reduced, improved, some, open_.gather(1, worst))
-
-    def _ascend(self, reduced: Reduced, start: Tensor, forms: Forms, steps: int) -> Tensor:
-        """Return points of lower value, (I, N, D): MI-FGSM on the reduced network, which is the network on the box."""
-        shape = start.shape
-        flat = start.flatten(0, 1)
-        box = Box(torch.full_like(flat, -1.0), torch.full_like(flat, 1.0))
-
-        def logits(u: Tensor) -> Tensor:
-            value = evaluate(reduced.neurons, forms, u.view(shape)).flatten()
-            return torch.stack([torch.zeros_like(value), -value], 1)
-
-        step = 2.5 / max(steps, 5)  # half-widths: the whole box can be crossed
-        attack = MiFgsm(steps=steps, step_size=step, objective="margin", random_start=False)
-        labels = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
-        return attack(logits, box, labels, start=flat).view(shape)
-
-    def _try(self, trees: Sequence[Tree], reduced: Reduced, points: Tensor, forms: Forms, open_: Tensor) -> None:
-        with torch.no_grad():
-            self._check_points(trees, points, evaluate(reduced.neurons, forms, points), open_)
-
-    def _check_points(self, trees: Sequence[Tree], points: Tensor, values: Tensor, open_: Tensor) -> None:
-        """Re-evaluate on the plain network the points that the reduced one says are counterexamples."""
-        promising = (values <= 0) & open_
-        if not promising.any():
-            return
-        best = torch.where(promising, values, torch.inf).argmin(1)
-        for at in promising.any(1).nonzero().squeeze(1).tolist():
-            self._accept(trees[at], points[at, best[at]])
-
-    def _accept(self, tree: Tree, u: Tensor) -> None:
-        """Keep the point, in pixel units, as the witness if it refutes the label on the plain network."""
-        one = slice(tree.row, tree.row + 1)
-        box = self._problem.box[one]
-        x = box.clamp(box.center + box.half_width * u.view_as(box.center))
-        if is_counterexample(self._network, box, self._problem.labels[one], x).item():
-            tree.witness = x[0]
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
     @property
     def _device(self) -> torch.device:
         return self._problem.images.device
+
+    def _threshold(self, trees: Sequence[Tree]) -> Tensor:
+        """Return what the bounds of each tree must exceed, (I, 1)."""
+        return self._problem.margins.new_tensor([[tree.threshold] for tree in trees])
 
     def _rows(self, trees: list[Tree]) -> Reduced:
         """Return the reduced networks of the running trees; copied only when one has stopped."""

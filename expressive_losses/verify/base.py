@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.errors import UserError
 from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
-#: A margin counts as proven positive when its bound, computed in floating point, exceeds this (in logit
-#: units). Measured on trained networks, bounds near 0 err by up to 1.1e-5 in float32, where logits are of the order
-#: of 10 (docs/verification.md): hence about nine times that.
+#: A margin counts as proven positive when its bound, computed in floating point, exceeds this times the largest
+#: abs(logit) of the clean image, or times 1 if that is smaller: see :meth:`Problem.threshold`. Rounding errors are
+#: relative. Measured on trained networks, whose logits are of the order of 10, float32 bounds err by up to 8.1e-6 of
+#: the largest logit, and those near 0 by up to 1.1e-5 (docs/verification.md): hence about ten times that.
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -43,6 +45,7 @@ class Problem:
         images: pixel units, (B, *image).
         labels: (B,) int64.
         box: the region in which the prediction must not change, around ``images``.
+        logits: of the images, (B, K).
         margins: the best lower bounds so far on f_y - f_j, classes j != y ascending; (B, K-1), -inf where
             none is known.
         indices: of the images in the data set; with ``seed`` they decide all randomness.
@@ -53,6 +56,7 @@ class Problem:
     images: Tensor
     labels: Tensor
     box: Box
+    logits: Tensor
     margins: Tensor
     indices: tuple[int, ...]
     seed: int = 0
@@ -72,7 +76,8 @@ class Problem:
         """Return the problem for the l_inf balls of radius ``eps`` (pixel units), with nothing known yet."""
         margins = images.new_full((len(images), network.classes - 1), -torch.inf)
         indices = tuple(range(len(images)) if indices is None else indices)
-        return cls(images, labels, Box.around(images, eps), margins, indices, seed, deadline)
+        logits = logits_of(network, images)
+        return cls(images, labels, Box.around(images, eps), logits, margins, indices, seed, deadline)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,8 +87,15 @@ class Problem:
         at = torch.as_tensor(rows, dtype=torch.long, device=self.labels.device)
         margins = self.margins if margins is None else margins
         indices = tuple(self.indices[row] for row in rows)
-        kept = (self.images[at], self.labels[at], self.box[at], margins[at])
+        kept = (self.images[at], self.labels[at], self.box[at], self.logits[at], margins[at])
         return Problem(*kept, indices, self.seed, self.deadline)
+
+    def threshold(self, tolerance: float) -> Tensor:
+        """Return what a margin's lower bound must exceed to count as proven, (B,): ``tolerance * scale_of(logits)``.
+
+        Every verifier must use this one rule.
+        """
+        return tolerance * scale_of(self.logits)
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """Return one CPU generator for each image, seeded by (seed, index, purpose) alone.
@@ -95,6 +107,32 @@ class Problem:
     def is_late(self) -> bool:
         """Return whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+def scale_of(logits: Tensor) -> Tensor:
+    """Return what rounding errors are relative to: the largest abs(logit), at least 1; (B, K) -> (B,).
+
+    NaN where a logit is: then no bound exceeds the threshold.
+    """
+    return logits.abs().amax(1).clamp_min(1.0)
+
+
+@torch.no_grad()
+def logits_of(network: BoundedNetwork, images: Tensor) -> Tensor:
+    """Return the logits (B, K); a batch that does not fit into memory is halved.
+
+    Raises:
+        UserError: when one image alone does not fit.
+    """
+    try:
+        return network(images)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(images) == 1:
+        raise UserError(f"one image does not fit into the memory of {images.device}; choose another --device")
+    half = len(images) // 2
+    return torch.cat([logits_of(network, images[:half]), logits_of(network, images[half:])])
 
 
 def _hash(*parts: object) -> int:
@@ -165,9 +203,9 @@ def combined(problem: Problem, margins: Tensor) -> Tensor:
 
 
 def verdict_of_bounds(problem: Problem, margins: Tensor, tolerance: float) -> Verdict:
-    """Return VERIFIED where every margin, the best of old and new, is > ``tolerance``, else UNKNOWN."""
+    """Return VERIFIED where every margin, the best of old and new, exceeds the threshold, else UNKNOWN."""
     best = combined(problem, margins)
-    proven = (best > tolerance).all(1).tolist()
+    proven = (best > problem.threshold(tolerance).unsqueeze(1)).all(1).tolist()
     return Verdict(tuple(Status.VERIFIED if one else Status.UNKNOWN for one in proven), best)
 
 

@@ -52,7 +52,7 @@ def score(name: Score, neurons: Neurons, relaxation: Relaxation, found: Bounded)
 
 
 def choose(
-    name: Score, candidates: int, neurons: Neurons, forms: Forms, sign: Tensor, found: Bounded, target: float
+    name: Score, candidates: int, neurons: Neurons, forms: Forms, sign: Tensor, found: Bounded, target: Tensor
 ) -> Tensor:
     """Return the neuron to split in each sub-problem, (I, N) int64; -1 where all are split.
 
@@ -61,7 +61,7 @@ def choose(
         candidates: 1 takes the neuron with the largest score. With more, that many are tried: both children are bounded
             in one pass with the parent's multipliers, and the neuron whose worse child is best wins (strong branching).
         neurons, forms, sign, found: the sub-problems and their bounds.
-        target: bounds above it need no further improvement.
+        target: bounds above it need no further improvement; (I, 1).
 
     Source: De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian Decomposition"
         (filtered smart branching).
@@ -81,7 +81,7 @@ def choose(
     return torch.where(torch.isfinite(best[..., 0]), chosen, -1)
 
 
-def _gain(neurons: Neurons, forms: Forms, sign: Tensor, found: Bounded, index: Tensor, target: float) -> Tensor:
+def _gain(neurons: Neurons, forms: Forms, sign: Tensor, found: Bounded, index: Tensor, target: Tensor) -> Tensor:
     bounds = []
     for side in (1, -1):
         child = sign.scatter(2, index.unsqueeze(2), side)

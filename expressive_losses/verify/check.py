@@ -14,7 +14,7 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import margins_of
-from expressive_losses.verify.base import Problem, Status, Verifier
+from expressive_losses.verify.base import Problem, Status, Verifier, scale_of
 from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy, pixels
 from expressive_losses.verify.head import hash_of_tensors, hash_of_weights
@@ -302,8 +302,7 @@ class _Again:
         labels = self._labels[[row.index for row in batch]].to(x.device)
         with torch.no_grad():
             logits = self._network(x)
-        scale = logits.abs().amax(1).clamp(min=1.0)
-        return margins_of(logits, labels).min(1).values, self._tolerance * scale
+        return margins_of(logits, labels).min(1).values, self._tolerance * scale_of(logits)
 
 
 def _not_derived(outcome: Outcome, stage: str) -> str:

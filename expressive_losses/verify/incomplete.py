@@ -24,7 +24,7 @@ class BoundVerifier(Verifier):
     """VERIFIED where every margin's lower bound exceeds the tolerance.
 
     Attributes:
-        tolerance: logit units; see :data:`expressive_losses.verify.base.DEFAULT_TOLERANCE`.
+        tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
     """
 
     kind: ClassVar = "bound"

@@ -36,7 +36,7 @@ class InputSplitting(Verifier):
         batch: sub-boxes in one bounding call.
         bound: of a sub-box; "crown", "crown_ibp" or "ibp".
         max_inputs: the number of splits that are needed grows exponentially with the inputs.
-        tolerance: logit units; see :data:`expressive_losses.verify.base.DEFAULT_TOLERANCE`.
+        tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
     """
 
     kind: ClassVar = "complete"
@@ -56,9 +56,7 @@ class InputSplitting(Verifier):
                 f"{self.max_inputs} (max_inputs); use bab"
             )
         search = _Search(self, network, problem)
-        with torch.no_grad():
-            usable = bool(torch.isfinite(network(problem.images)).all())
-        if usable:  # with NaN weights no sub-box is ever decided
+        if torch.isfinite(problem.logits).all():  # with NaN weights no sub-box is ever decided
             search.run()
         return search.verdict()
 
@@ -97,7 +95,8 @@ class _Search:
 
     def __init__(self, settings: InputSplitting, network: BoundedNetwork, problem: Problem) -> None:
         self._settings, self._network, self._problem = settings, network, problem
-        proven = (problem.margins > settings.tolerance).all(1).tolist()
+        self._threshold = problem.threshold(settings.tolerance)
+        proven = (problem.margins > self._threshold.unsqueeze(1)).all(1).tolist()
         self._covers = [self._cover(row) for row in range(len(problem)) if not proven[row]]
         self._ruled_out = proven
 
@@ -120,7 +119,7 @@ class _Search:
 
     def verdict(self) -> Verdict:
         """Return VERIFIED where no sub-box is open, with the smallest margins over the partition."""
-        problem, tolerance = self._problem, self._settings.tolerance
+        problem = self._problem
         margins, witness = problem.margins.clone(), problem.images.clone()
         status = [Status.VERIFIED if one else Status.UNKNOWN for one in self._ruled_out]
         for cover in self._covers:
@@ -129,7 +128,7 @@ class _Search:
                 continue
             found = torch.cat([cover.margins, cover.closed[None]]).amin(0)
             margins[cover.row] = torch.fmax(margins[cover.row], found)
-            if len(cover.box) == 0 and (margins[cover.row] > tolerance).all():
+            if len(cover.box) == 0 and (margins[cover.row] > self._threshold[cover.row]).all():
                 status[cover.row] = Status.VERIFIED
         return Verdict(tuple(status), margins, witness)
 
@@ -146,7 +145,7 @@ class _Search:
             known, rows, owner = known.repeat(2, 1), rows.repeat(2), owner.repeat(2)
         margins = self._bound(box, rows, known)
         self._look(covers, box, rows, owner)
-        proven = (margins > self._settings.tolerance).all(1)
+        proven = (margins > self._threshold[rows].unsqueeze(1)).all(1)
         for at, cover in enumerate(covers):
             mine = (owner == at).to(proven.device)
             cover.nodes += int(mine.sum())

@@ -38,8 +38,8 @@ UNSUPPORTED = (UserError, NotImplementedError, AssertionError, KeyError, ValueEr
 class Mip(Verifier):
     """Mixed-integer programming with HiGHS, class by class: exact, for small networks.
 
-    For every class that is not excluded yet, min f_y - f_j over the box. VERIFIED when the solver's proven lower bound,
-    less ``tolerance``, is positive for each of them; FALSIFIED when the network itself misclassifies a point that the
+    For every class that is not excluded yet, min f_y - f_j over the box. VERIFIED when the solver's proven lower bound
+    exceeds the threshold for each of them; FALSIFIED when the network itself misclassifies a point that the
     solver found. Where the time is over and not enough is proven, the linear relaxation is tried; else UNKNOWN.
 
     HiGHS lets a constraint fail by 1e-6 and takes 1e-6 for 0, and such errors grow on their way through the network: a
@@ -52,7 +52,8 @@ class Mip(Verifier):
             cannot bound a layer).
         gap: stop when (best value - lower bound) / best value is at most this: from a value below 1 on, the sign of the
             minimum is known. 0 finds the minimum itself.
-        tolerance: taken off the solver's lower bounds: logits, times the largest logit of the image if that is above 1.
+        tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`. Of the solver's bounds, the threshold is
+            taken off before they are recorded.
 
     Source: Tjeng, Xiao, Tedrake (2019); time limit and relaxation as in Gowal et al. (2018), section 4.
     """
@@ -63,7 +64,7 @@ class Mip(Verifier):
     lp_timeout: float = Field(default=60.0, gt=0)
     bounds: Literal["ibp", "crown", "alpha_crown"] = "crown"
     gap: float = Field(default=0.5, ge=0, lt=1)
-    tolerance: float = Field(default=1e-4, ge=0)
+    tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
     least_tolerance: ClassVar = 1e-4
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
@@ -145,6 +146,8 @@ class _Image:
     def __init__(self, settings: Mip, network: BoundedNetwork, exact: _Exact, problem: Problem) -> None:
         self._settings, self._network, self._exact, self._problem = settings, network, exact, problem
         self.margins = problem.margins[0].clone()
+        self._threshold = problem.threshold(settings.tolerance).item()
+        self._proven = (self.margins > self._threshold).tolist()
         self.witness = problem.images[0]
         until = time.monotonic() + settings.timeout
         self._until = until if problem.deadline is None else min(until, problem.deadline)
@@ -152,44 +155,40 @@ class _Image:
     def decide(self) -> Status:
         box = Box(*(side.detach().double().cpu() for side in (self._problem.box.lower, self._problem.box.upper)))
         labels = self._problem.labels.cpu()
-        scale = max(1.0, self._exact.network(box.center).abs().max().item())
-        needed = self._settings.tolerance * scale
         boxes = self._exact.intervals(box, labels, self._settings.bounds)
         model, logits = encode(self._exact.graph, self._exact.matrices, boxes)
         label, others = int(labels[0]), other_classes(labels, self._network.classes)[0].tolist()
         for at in self.margins.argsort().tolist():  # the likeliest to fail first
-            if self._is_proven(at):
+            if self._proven[at]:
                 continue
             objective = logits.rows([label]) + -logits.rows([others[at]])
-            if self._solve(model, objective, at, needed):
+            if self._solve(model, objective, at):
                 return Status.FALSIFIED
-            if not self._is_proven(at):
+            if not self._proven[at]:
                 return Status.UNKNOWN  # out of time, or too close to call
         return Status.VERIFIED
 
-    def _solve(self, model: Model, objective: Expression, at: int, needed: float) -> bool:
+    def _solve(self, model: Model, objective: Expression, at: int) -> bool:
         """Raise the margin of one class; return whether a counterexample was found."""
         left = self._until - time.monotonic()
         if left <= 0:
             return False
         solution = model.minimize(objective, left, self._settings.gap)
-        if self._record(solution, at, needed):
+        if self._record(solution, at):
             return True
-        if solution.finished or self._is_proven(at) or self._problem.is_late():
+        if solution.finished or self._proven[at] or self._problem.is_late():
             return False
-        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at, needed)
-
-    def _is_proven(self, at: int) -> bool:
-        return self.margins[at].item() > DEFAULT_TOLERANCE
+        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at)
 
     def _lp_seconds(self) -> float:
         deadline = self._problem.deadline
         limit = self._settings.lp_timeout
         return limit if deadline is None else min(limit, deadline - time.monotonic())
 
-    def _record(self, solution: Solution, at: int, needed: float) -> bool:
+    def _record(self, solution: Solution, at: int) -> bool:
         """Raise the margin of a class to what is sure, and return whether the solver's point is a counterexample."""
-        self.margins[at] = max(self.margins[at].item(), solution.lower - needed)
+        self.margins[at] = max(self.margins[at].item(), solution.lower - self._threshold)
+        self._proven[at] |= solution.lower > self._threshold
         return solution.point is not None and self._is_witness(solution.point)
 
     def _is_witness(self, point) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, ClassVar
@@ -236,6 +236,6 @@ def _proofs(
     box = Box.around(chosen.images, eps.view(-1, *[1] * (chosen.images.ndim - 1)))
     margins = torch.full_like(chosen.margins, -torch.inf)
     indices = tuple(rows)  # positions, so that outcomes can be told apart
-    asked = Problem(chosen.images, chosen.labels, box, margins, indices, problem.seed, problem.deadline)
+    asked = replace(chosen, box=box, margins=margins, indices=indices)
     outcomes = [one for batch in cascade(network, asked) for one in batch]
     return {one.index: one.decided_by if one.status is Status.VERIFIED else None for one in outcomes}

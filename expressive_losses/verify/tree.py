@@ -51,6 +51,7 @@ class Tree:
 
     Attributes:
         row: of the image in its problem.
+        threshold: what a bound must exceed to prove its sub-problem.
         roots: per property, the bound without splits; (P,).
         wanted: properties that were open at the root, (P,) bool.
         nodes: sub-problems bounded so far.
@@ -62,6 +63,7 @@ class Tree:
     """
 
     row: int
+    threshold: float
     roots: Tensor
     wanted: Tensor
     nodes: int = 0

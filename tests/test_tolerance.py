@@ -1,0 +1,88 @@
+"""Rounding is relative: what float32 cannot tell from 0 is never called proven, however large the logits are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.registry import VERIFIERS
+from expressive_losses.types import Box
+from expressive_losses.verify import Problem, Status
+from expressive_losses.verify.base import DEFAULT_TOLERANCE, scale_of, verdict_of_bounds
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy
+
+EPS = 0.05
+INPUTS = 16
+
+
+def balanced(seed: int, method: str, size: float) -> tuple[BoundedNetwork, torch.Tensor]:
+    """Return a network with logits of about ``size`` and an image of which the float64 bound of the first margin is 0.
+
+    The bias of class 1 is moved until f_0 - f_1 has that bound. Classes 2 and 3 are far below.
+    """
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(INPUTS, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    x, label = torch.rand(1, INPUTS), torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        last = model[-1]
+        last.weight *= size / last.weight.norm()
+        last.bias.copy_(torch.tensor([size, size, -10 * size, -10 * size]))
+        for _ in range(2):
+            exact = evaluation_copy(BoundedNetwork(model, (INPUTS,), 4), "cpu", torch.float64)
+            with computing_in(torch.float64):
+                gap = exact.margins(Box.around(x.double(), EPS), label, method)[0, 0]
+            last.bias[1] += gap  # rounded to float32: the bound is now within half a step of 0
+    return BoundedNetwork(model, (INPUTS,), 4).eval(), x
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown"])
+def test_bounds_that_float64_puts_at_zero_are_not_proven_at_any_size_of_the_logits(name):
+    """An absolute tolerance would be fooled by large logits: some of these bounds exceed it."""
+    fooled = 0
+    for seed in range(8):
+        network, x = balanced(seed, name, size=30000.0)
+        problem = Problem.of(network, x, torch.zeros(1, dtype=torch.long), EPS)
+        with torch.no_grad():
+            found = network.margins(problem.box, problem.labels, name)
+        assert found.abs().min() < 0.1 * problem.threshold(DEFAULT_TOLERANCE)
+        fooled += bool((found > DEFAULT_TOLERANCE).all())
+        assert VERIFIERS.build(name)(network, problem).status == (Status.UNKNOWN,)
+    assert fooled > 1
+
+
+def test_the_threshold_is_the_tolerance_times_the_largest_logit_or_one():
+    """Logits (0.2, -0.5): 1. Logits (30, -400): 400. A NaN proves nothing."""
+    logits = torch.tensor([[0.2, -0.5], [30.0, -400.0], [torch.nan, 1.0]])
+    assert scale_of(logits)[:2].tolist() == [1.0, 400.0]
+    network = BoundedNetwork(nn.Linear(2, 2), (2,), 2)
+    empty = Problem.of(network, torch.rand(3, 2), torch.zeros(3, dtype=torch.long), 0.0)
+    problem = Problem(**{**vars(empty), "logits": logits})
+    assert problem.threshold(1e-3)[:2].tolist() == pytest.approx([1e-3, 0.4])
+    for margin, verified in ((0.002, [True, False, False]), (0.5, [True, True, False])):
+        status = verdict_of_bounds(problem, torch.full((3, 1), margin), 1e-3).status
+        assert [one is Status.VERIFIED for one in status] == verified
+
+
+def tied(size: float, margin: float) -> tuple[BoundedNetwork, Problem]:
+    """f = (size relu(x) + margin, 0) over x in [0, 0.1]: the smallest margin is ``margin``, the scale ``size / 20``."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model[0].weight.fill_(1.0)
+        model[2].weight[0] = size
+        model[2].bias[0] = margin
+    network = BoundedNetwork(model, (1,), 2).eval()
+    return network, Problem.of(network, torch.tensor([[0.05]]), torch.zeros(1, dtype=torch.long), 0.05)
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown", "bab", "input-bab", "mip"])
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-3])
+def test_every_verifier_has_the_same_rule(name, tolerance):
+    """Scale 500: a margin of half of 500 tolerances is not proven, one of twice that is."""
+    for share, status in ((0.5, Status.UNKNOWN), (2.0, Status.VERIFIED)):
+        network, problem = tied(1e4, share * 500 * tolerance)
+        found = VERIFIERS.build({"name": name, "tolerance": tolerance})(network, problem)
+        assert found.status == (status,), (share, found.margins)
