@@ -140,11 +140,11 @@ def test_residual_networks_with_pooling_are_solved_exactly(pool, bounds):
         assert model.binaries > 0
         for other in other_classes(problem.labels, 3)[row].tolist():
             objective = logits.rows([int(problem.labels[row])]) + -logits.rows([other])
-            solution = model.minimize(objective, 60.0)
+            solution = model.minimize(objective, 600.0)
             x = torch.from_numpy(solution.point[:16]).view(1, 1, 4, 4)
             f = exact.model(x)[0]
             assert solution.lower == pytest.approx((f[problem.labels[row]] - f[other]).item(), abs=1e-5)
-            assert model.minimize(objective, 60.0, relaxed=True).lower <= solution.lower + 1e-6
+            assert model.minimize(objective, 600.0, relaxed=True).lower <= solution.lower + 1e-6
     network.float()
     verdict = Mip(bounds=bounds)(network, problem)
     assert all(decided(verdict))
