@@ -5,8 +5,9 @@
 The images are those of the ledger that no stage before branch-and-bound has decided. For each image the whole cascade
 runs here, then alpha-beta-CROWN in a process of its own, on the same float32 weights, image, radius, time limit and
 number of threads. Seconds are wall time of the verification; alpha-beta-CROWN's are those that it reports, without its
-start. CPU seconds are those of its whole process. DIR is a checkout of
-github.com/Verified-Intelligence/alpha-beta-CROWN with its submodule auto_LiRPA, VENV has what those need. The network is handed over as a torch module (its ONNX reader needs a fork that is on no package index).
+start; CPU seconds are those of its whole process. DIR is a checkout of Verified-Intelligence/alpha-beta-CROWN (GitHub)
+with its submodule auto_LiRPA, VENV has what those need. The network is handed over as a torch module: its ONNX reader
+needs a fork of onnx2pytorch that is on no package index.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from expressive_losses import checkpoint
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.types import Box
-from expressive_losses.verify.base import DEFAULT_TOLERANCE
+from expressive_losses.verify.base import DEFAULT_TOLERANCE, scale_of
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 
 METHODS = {"ibp": 256, "crown_ibp": 64, "crown": 1}  # and how many images at once
@@ -61,9 +61,10 @@ def differences(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: fl
     low, high = (margins(network, images, labels, eps, method, dtype) for dtype in (torch.float32, torch.float64))
     error = low.double() - high
     with torch.no_grad():
-        scale = network(images).abs().amax(1, keepdim=True).double().clamp_min(1)
+        scale = scale_of(network(images)).unsqueeze(1).double()
     quantiles = torch.quantile(error.abs().flatten(), torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     near = error.abs()[high.abs() < 1]
+    proven = (low > DEFAULT_TOLERANCE * scale).all(1)
     return {
         "median": quantiles[0],
         "p99": quantiles[1],
@@ -74,9 +75,9 @@ def differences(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: fl
         "near_count": len(near),
         "largest_logit": scale.max().item(),
         "largest_margin": high.abs().max().item(),
-        "verified": int((low > DEFAULT_TOLERANCE).all(1).sum()),
+        "verified": int(proven.sum()),
         "verified_float64": int((high > 0).all(1).sum()),
-        "verified_float32_only": int(((low > DEFAULT_TOLERANCE).all(1) & ~(high > 0).all(1)).sum()),
+        "verified_float32_only": int((proven & ~(high > 0).all(1)).sum()),
         "tolerance": DEFAULT_TOLERANCE,
     }
 

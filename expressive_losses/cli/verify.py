@@ -92,7 +92,9 @@ def verify_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--batch-size", type=batch_size, metavar="N", help="images at once; auto (default) by bound")
     how.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    how.add_argument("--tolerance", type=float, help="a margin counts as positive above this; default 1e-4")
+    how.add_argument(
+        "--tolerance", type=float, help="a margin is positive above this times the largest logit, or 1; default 1e-4"
+    )
     how.add_argument("--budget", type=float, metavar="SECONDS", help="stop then; the rest counts as not verified")
     how.add_argument("--seed", type=int, default=0, help="of the attacks' random starts")
     how.add_argument(
