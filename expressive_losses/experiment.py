@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def train(
     data_root: Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    observe: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
     """Train one network into a run directory and return its summary.
 
@@ -40,6 +41,7 @@ def train(
         device: where to train.
         data_root: folder of the data sets.
         resume: continue the run in ``out`` (or start it, when there is none).
+        observe: called with the trainer after every step; must change nothing.
 
     Raises:
         UserError: anything that the user can mend.
@@ -52,7 +54,13 @@ def train(
         if note and not quiet:
             print(note)
         with stop_on_sigterm() as stopped:
-            trainer = Trainer(config, network, *batches, run, stopped, quiet)
+
+            def after_step() -> bool:
+                if observe is not None:
+                    observe(trainer)
+                return stopped()
+
+            trainer = Trainer(config, network, *batches, run, after_step, quiet)
             if payload is None:
                 run.start(config, device)
             else:

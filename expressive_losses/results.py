@@ -27,7 +27,7 @@ def row_of(run: Path) -> dict[str, Any]:
     except OSError:
         raise UserError(f"{run}: not a finished run (no summary.json)") from None
     summary.pop("checkpoint", None)
-    verified = {path.parent.name: _figures(path) for path in sorted(run.glob("verify-*/summary.json"))}
+    verified = {path.parent.name: verification_of(path.parent) for path in sorted(run.glob("verify-*/summary.json"))}
     row = {**summary, "command": _portable(environment["command"])}
     return {**row, **{key: environment[key] for key in _ENVIRONMENT}, **({"verify": verified} if verified else {})}
 
@@ -37,8 +37,9 @@ def write_rows(runs: Sequence[Path], path: Path) -> None:
     write_text(path, "".join(json.dumps(row_of(run)) + "\n" for run in runs))
 
 
-def _figures(path: Path) -> dict[str, Any]:
-    summary = json.loads(path.read_text(encoding="utf-8"))
+def verification_of(folder: Path) -> dict[str, Any]:
+    """Return the figures of a finished verification, from its folder."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return {
         key: summary[key] for key in ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")
     }

@@ -19,6 +19,7 @@ LAYERS = (
     ("trainer", "results"),
     ("experiment",),
     ("cli",),
+    ("experiments",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

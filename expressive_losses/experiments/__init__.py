@@ -1,0 +1,1 @@
+"""The papers' tables and figures: a grid of cells (train, verify, measure), run, collected as rows, rendered."""

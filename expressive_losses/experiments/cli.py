@@ -1,0 +1,134 @@
+"""The command line: python -m expressive_losses.experiments."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from expressive_losses.errors import UserError
+from expressive_losses.experiments import grid
+from expressive_losses.experiments.polytope import polytope_command
+from expressive_losses.experiments.report import report, rows_file
+from expressive_losses.experiments.rows import collect
+from expressive_losses.experiments.runner import Job, Result, run
+from expressive_losses.experiments.spec import SCALES, Experiment, load
+from expressive_losses.locking import FolderLock
+from expressive_losses.verify.shard import parse_shard
+
+RUNS = Path("runs/experiments")
+
+
+class CellsFailed(Exception):
+    """Some cells could not be done; the others are."""
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    """Do the cells of experiment files that are not done yet, then render their tables and figures."""
+    parser = _parser("run", run_command.__doc__)
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes: one for each GPU, or on the CPU")
+    parser.add_argument("--shard", metavar="I/N", help="only part I of N: several machines, or a SLURM array")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells with their commands, and stop")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: expected at least 1")
+    experiments = [load(path) for path in options.files]
+    todo = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
+    if options.shard:
+        index, count = parse_shard(options.shard)
+        todo = grid.shard(todo, index, count)
+    if options.dry_run:
+        _list(todo)
+        return
+    root = options.runs / "cells"
+    began = time.monotonic()
+    jobs = [Job(cell, root, options.device, options.data_dir) for cell in todo]
+    results = run(jobs, options.jobs, lambda line: print(line, flush=True))
+    for one in experiments:
+        _render(one, options, root)
+    _summary(results, time.monotonic() - began)
+
+
+def report_command(arguments: Sequence[str]) -> None:
+    """Render the tables and figures of experiment files again, from the rows and the cells that are there."""
+    options = _parser("report", report_command.__doc__).parse_args(arguments)
+    for path in options.files:
+        _render(load(path), options, options.runs / "cells")
+
+
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"expressive_losses.experiments {name}", description=description)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
+    parser.add_argument(
+        "--scale", choices=SCALES, default="smoke",
+        help="smoke: minutes on two cores (default); cpu: hours, small networks; full: the paper's setting, on GPUs",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")
+    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"trained networks; default {RUNS}")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="rows and tables; default: results in --runs")
+    return parser
+
+
+def _list(cells: Sequence[grid.Cell]) -> None:
+    for cell in cells:
+        print(f"{cell.key}  {', '.join(f'{key} {value}' for key, value in cell.labels.items())}, seed {cell.seed}")
+        for command in cell.commands:
+            print(f"  {command}")
+    networks = len({cell.key for cell in cells})
+    print(f"{len(cells)} cells, {networks} networks to train")
+
+
+def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> None:
+    results = options.results or options.runs / "results"
+    cells = grid.cells(experiment, options.scale, options.seeds)
+    path = rows_file(experiment, options.scale, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _patient_lock(path.parent)
+    try:
+        collect(cells, root, path)
+        print(report(experiment, options.scale, results, options.seeds))
+    finally:
+        lock.release()
+
+
+def _patient_lock(folder: Path, seconds: float = 60.0) -> FolderLock:
+    """Lock a folder that other runners write to as well, each for a moment."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return FolderLock(folder)
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _summary(results: Sequence[Result], seconds: float) -> None:
+    counts = {state: sum(result.state == state for result in results) for state in ("done", "there", "failed")}
+    print(f"{counts['done']} done, {counts['there']} there before, {counts['failed']} failed; {seconds:.0f} s")
+    failed = [result for result in results if result.state == "failed"]
+    if failed:
+        raise CellsFailed(
+            "; ".join(f"{' '.join(r.cell.labels.values())} seed {r.cell.seed}: {r.error}" for r in failed)
+        )
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": run_command,
+    "report": report_command,
+    "polytope": polytope_command,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Dispatch to a command.
+
+    Raises:
+        UserError: no such command.
+    """
+    if not arguments or arguments[0] not in COMMANDS:
+        raise UserError(f"expected one of: {', '.join(COMMANDS)}; each knows --help")
+    COMMANDS[arguments[0]](arguments[1:])

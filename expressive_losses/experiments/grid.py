@@ -1,0 +1,213 @@
+"""From an experiment file to its cells: one trained network each, with all that is asked of it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from expressive_losses import config as configs
+from expressive_losses.config import Config, parse_assignment
+from expressive_losses.errors import UserError
+from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
+from expressive_losses.verify import build_stages
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network to train, and what is asked of it.
+
+    Attributes:
+        config: file.
+        assignments: what ``--set`` would get, in order.
+        verifications: by name.
+        labels: what tables call the cell; of the paper's setting, whatever the scale replaces.
+        paper: the config as the paper has it, without what the scale replaces.
+        published: the published figures, None where there are none.
+        runs: whether this scale runs the cell; if not, tables say "not run".
+    """
+
+    config: Path
+    assignments: tuple[str, ...]
+    seed: int
+    verifications: Mapping[str, Verification]
+    measures: tuple[str, ...] = ()
+    observe: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    paper: Config | None = None
+    published: Mapping[str, Any] | None = None
+    runs: bool = True
+
+    @cached_property
+    def resolved(self) -> Config:
+        """The config to train, exactly as train.py reads it from the command."""
+        overrides = [{"training": {"seed": self.seed}}, *(parse_assignment(text) for text in self.assignments)]
+        return configs.load(self.config, overrides)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the resolved config: cells of several tables that train the same network share it."""
+        values = {**self.resolved.resolved(), "paper": None, "observe": self.observe}
+        return _hash(values)
+
+    @property
+    def train_arguments(self) -> list[str]:
+        """Arguments of train.py."""
+        given = [word for text in self.assignments for word in ("--set", text)]
+        return ["--config", os.path.relpath(self.config), "--seed", str(self.seed), *given]
+
+    def verify_arguments(self, name: str) -> list[str]:
+        """Arguments of verify.py, without those that name the network and the folders."""
+        asked = self.verifications[name]
+        words = ["--bound", asked.bound]
+        words += ["--eps", asked.eps] if asked.eps is not None else []
+        words += ["--first", str(asked.first)] if asked.first is not None else []
+        words += ["--split", asked.split] if asked.split != "test" else []
+        stages = {stage.name for stage in build_stages(asked.bound)}
+        options = {key: value for key, value in asked.options.items() if key.partition(".")[0] in stages}
+        return [*words, *(word for key, value in options.items() for word in ("--set", _assignment(key, value)))]
+
+    def verify_folder(self, name: str) -> str:
+        """Name of the folder of a verification inside the cell's: the same question has the same folder."""
+        return f"verify-{_hash(self.verify_arguments(name))}"
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that repeat the cell by hand; they identify its row."""
+        return [_text("train.py", self.train_arguments)] + [
+            _text("verify.py", ["--model", "MODEL", *self.verify_arguments(name)]) for name in self.verifications
+        ]
+
+
+def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = None) -> list[Cell]:
+    """Return the cells of an experiment at a scale, in the order of its file.
+
+    Args:
+        seeds: in place of the experiment's.
+
+    Raises:
+        UserError: a config that is not there or does not fit.
+    """
+    change = experiment.scales.get(scale, ScaleSpec())
+    chosen = tuple(seeds or change.seeds or experiment.seeds)
+    found = []
+    for entry, path in _files(experiment):
+        replaced = {key: value for key, value in change.set.items() if value is not None}
+        for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
+            assignments = _assignments(entry.set, replaced, entry.at.get(scale, {}), point)
+            own = {key: value for key, value in point.items() if key not in change.axes}
+            paper = configs.load(path, [parse_assignment(text) for text in _assignments(entry.set, own)])
+            labels = _labels(entry, path, paper, point, radius)
+            shared = {
+                "verifications": _verifications(experiment, entry, change, radius),
+                "measures": experiment.measures,
+                "observe": experiment.observe,
+                "labels": labels,
+                "paper": paper,
+                "published": _published(entry, paper, radius),
+                "runs": all(labels.get(key) in only for key, only in change.only.items()),
+            }
+            found += [Cell(path, assignments, seed, **shared) for seed in chosen]
+    return found
+
+
+def shard(all_cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
+    """Return part ``index`` of ``count``: cells that train the same network are in the same part.
+
+    Raises:
+        UserError: when 0 <= index < count does not hold.
+    """
+    if not 0 <= index < count:
+        raise UserError(f"--shard {index}/{count}: expected I/N with 0 <= I < N")
+    keys = list(dict.fromkeys(cell.key for cell in all_cells))
+    mine = set(keys[index::count])
+    return [cell for cell in all_cells if cell.key in mine]
+
+
+def _files(experiment: Experiment) -> Iterator[tuple[Entry, Path]]:
+    root = (experiment.folder / experiment.configs).resolve()
+    for entry in experiment.entries:
+        matching = sorted(root.glob(entry.config))
+        files = [path for path in matching if path.stem != "base" and not path.stem.startswith("base_")]
+        if not files:
+            raise UserError(f"{experiment.name}: no config {entry.config} under {root}")
+        yield from ((entry, path) for path in files)
+
+
+def _labels(entry: Entry, path: Path, paper: Config, point: Mapping[str, Any], radius: str | None) -> dict[str, str]:
+    alpha = getattr(paper.method, "alpha", None)
+    return {
+        "data": paper.data.name,
+        "eps": paper.eps.target.text if radius is None else radius,
+        "method": paper.method.name + (f" {alpha:g}" if alpha is not None else ""),
+        "network": paper.model.name,
+        "recipe": path.stem,
+        **entry.labels,
+        **{_LABELS.get(key, key.rpartition(".")[2]): _plain(value) for key, value in point.items()},
+    }
+
+
+#: What an axis is called, where it is not the last part of its key.
+_LABELS = {"model": "network", "eps.target": "eps"}
+
+
+def _points(entry: Entry, change: ScaleSpec) -> list[dict[str, Any]]:
+    axes = {key: change.axes.get(key, values) for key, values in entry.axes.items()}
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _verifications(
+    experiment: Experiment, entry: Entry, change: ScaleSpec, radius: str | None
+) -> dict[str, Verification]:
+    tested = {} if radius is None else {"eps": radius}
+    found = {}
+    for name, asked in experiment.verify.items():
+        own = entry.verify.get(name, {})
+        options = {**asked.options, **own.get("options", {}), **change.verify.get("options", {})}
+        found[name] = Verification(**{**asked.model_dump(), **own, **change.verify, **tested, "options": options})
+    return found
+
+
+def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
+    """Return the published figures: the entry's, or the config's, at another radius those that it has for that."""
+    if entry.published is not None:
+        return entry.published
+    figures = paper.paper or {}
+    return figures if radius in (None, paper.eps.target.text) else figures.get("others", {}).get(radius)
+
+
+def _assignments(*parts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the overrides as text, each at the place where it was given last."""
+    merged: dict[str, Any] = {}
+    for key, value in itertools.chain.from_iterable(part.items() for part in parts):
+        merged.pop(key, None)
+        merged[key] = value
+    return tuple(_assignment(key, value) for key, value in merged.items())
+
+
+def _assignment(key: str, value: Any) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join([str(value["name"]), *(f"{key} {field}" for key, field in value.items() if key != "name")])
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(program: str, arguments: Sequence[str]) -> str:
+    return " ".join(["python", program, *(_quoted(word) for word in arguments)])
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if set(word) & set(' {}[]"*') else word
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

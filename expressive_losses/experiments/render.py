@@ -1,0 +1,139 @@
+"""A table as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from expressive_losses.experiments.spec import Experiment, Scale
+from expressive_losses.experiments.table import Line, Value
+
+NOT_RUN = "not run"
+#: Percentage points from which on a difference is marked.
+MARKED = 1.0
+_WARNINGS = {
+    "smoke": "SMOKE SCALE: a few images, a tiny network, a few epochs. The figures show that the chain runs; they say "
+    "nothing about the method, and nothing about the published figures, which are of other networks and data.",
+    "cpu": "CPU SCALE: small networks and short training. Where a line names what differs from the paper, the "
+    "published figure beside it is of another setting.",
+    "full": "",
+}
+
+
+def markdown(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
+    """Return the page of a table: title, warning of the scale, table."""
+    head = [f"# {experiment.title}", "", f"Scale: {scale}."]
+    parts = [*head, *_paragraph(f"**{_WARNINGS[scale]}**" if _WARNINGS[scale] else "")]
+    parts += _paragraph(experiment.note) + ["", *_table(experiment, lines), "", _legend(experiment, lines)]
+    return "\n".join(parts) + "\n"
+
+
+def _paragraph(text: str) -> list[str]:
+    return ["", " ".join(text.split())] if text else []
+
+
+def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
+    text = "Accuracies are percent of the images; mean ± standard deviation over the runs."
+    if any(column.published for column in experiment.columns.values()):
+        text += (
+            " A published figure in parentheses is of another setting than ours: the last column has what ours was. "
+            f"Differences are given where there is none; bold from {MARKED:g} on."
+        )
+    done = sum(line.runs > 0 for line in lines)
+    return f"{text} {done} of {len(lines)} lines were run."
+
+
+def _table(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
+    header = _header(experiment)
+    rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return rows + ["| " + " | ".join(_cells(experiment, line)) + " |" for line in lines]
+
+
+def _header(experiment: Experiment) -> list[str]:
+    header = list(experiment.lines)
+    for name, column in experiment.columns.items():
+        header += [name, "published", "difference"] if column.published else [name]
+    return [*header, "runs", "images", "in place of the paper's"]
+
+
+def _cells(experiment: Experiment, line: Line) -> list[str]:
+    cells = [line.labels[name] for name in experiment.lines]
+    for name, column in experiment.columns.items():
+        value = line.values[name]
+        cells.append(_ours(value))
+        if column.published:
+            cells += [_published(value), _difference(value)]
+    return [*cells, str(line.runs), str(line.images or ""), ", ".join(line.differs)]
+
+
+def _ours(value: Value) -> str:
+    if value.ours is None:
+        return NOT_RUN
+    return _number(value.ours) + (f" ± {value.deviation:.2f}" if value.deviation is not None else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _published(value: Value) -> str:
+    """The published figure, in parentheses where ours is of another setting."""
+    text = _number(value.published)
+    return f"({text})" if text and value.ours is not None and not value.comparable else text
+
+
+def _difference(value: Value) -> str:
+    if value.difference is None:
+        return ""
+    text = f"{value.difference:+.2f}"
+    return f"**{text}**" if abs(value.difference) >= MARKED else text
+
+
+def comma_separated(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
+    """Return the table as CSV: one column for each number, empty where it was not run."""
+    names = [*experiment.lines, "scale"]
+    for name in experiment.columns:
+        names += [name, f"{name} deviation", f"{name} published"]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*names, "runs", "images", "differs"])
+    for line in lines:
+        cells: list[object] = [*line.labels.values(), scale]
+        for value in line.values.values():
+            cells += [value.ours, value.deviation, value.published]
+        writer.writerow([*cells, line.runs, line.images, " ".join(line.differs)])
+    return file.getvalue()
+
+
+_LATEX = str.maketrans(
+    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$", "{": r"\{", "}": r"\}"}
+)
+
+
+def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
+    """Return the table as LaTeX (booktabs), with its scale in the caption."""
+    header = _header(experiment)
+    body = [" & ".join(_latex(cell) for cell in _cells(experiment, line)) + r" \\" for line in lines]
+    caption = f"{experiment.title} ({scale} scale). {_WARNINGS[scale]}".strip()
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_latex(caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(experiment.lines)}{'r' * (len(header) - len(experiment.lines) - 1)}l}}",
+            r"\toprule",
+            " & ".join(_latex(name) for name in header) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    if text.startswith("**"):
+        return rf"\textbf{{{_latex(text.strip('*'))}}}"
+    return text.translate(_LATEX)

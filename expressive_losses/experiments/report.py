@@ -1,0 +1,44 @@
+"""Rows to files: Markdown, CSV, LaTeX and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from expressive_losses.experiments import render
+from expressive_losses.experiments.figures import draw
+from expressive_losses.experiments.grid import cells
+from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.spec import Experiment, Scale
+from expressive_losses.experiments.table import lines
+from expressive_losses.results import read_rows
+from expressive_losses.run import write_text
+
+
+def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
+    """Return <results>/<scale>/<paper>/<table>.jsonl."""
+    return results / scale / f"{experiment.name}.jsonl"
+
+
+def page(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> str:
+    """Return the table of the rows that are there, as Markdown."""
+    rows = by_command(read_rows(rows_file(experiment, scale, results)))
+    return render.markdown(experiment, scale, lines(experiment, cells(experiment, scale, seeds), rows))
+
+
+def report(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> Path:
+    """Render an experiment beside its rows; return the path of the Markdown page.
+
+    Raises:
+        UserError: when a file cannot be written.
+    """
+    path = rows_file(experiment, scale, results)
+    grid = cells(experiment, scale, seeds)
+    rows = by_command(read_rows(path))
+    found = lines(experiment, grid, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.with_suffix(".md"), render.markdown(experiment, scale, found))
+    write_text(path.with_suffix(".csv"), render.comma_separated(experiment, scale, found))
+    write_text(path.with_suffix(".tex"), render.latex(experiment, scale, found))
+    draw(experiment, scale, found, grid, rows, path.with_suffix(".png"))
+    return path.with_suffix(".md")

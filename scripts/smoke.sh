@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Minutes on a laptop: the whole chain (train, verify, measure, tune, render) at the scale at which figures mean nothing.
+# All tables and figures at that scale: scripts/smoke.sh all (about a quarter of an hour on one core).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+files=(scripts/expressive_losses/table2.yaml scripts/expressive_losses/figure3.yaml scripts/adv_ibp/figure2.yaml)
+[ "${1:-}" != all ] || { shift; files=(scripts/*/table*.yaml scripts/*/figure*.yaml); }
+python -m expressive_losses.experiments run "${files[@]}" --scale smoke "$@"
+python -m expressive_losses.experiments polytope --out runs/experiments/results/smoke/ibp/figure4
+python -m expressive_losses.experiments sweep scripts/sweeps/smoke.yaml

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The main table: Expressive Losses, table 1.
+exec "$(dirname "$0")/expressive_losses/table1.sh" "$@"

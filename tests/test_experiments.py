@@ -1,0 +1,237 @@
+"""The runner of tables and figures: grids, skipping, resuming, shards, and what tables print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from expressive_losses.cli.train import overrides, train_parser
+from expressive_losses.config import load as load_config
+from expressive_losses.errors import UserError
+from expressive_losses.experiments import grid, render
+from expressive_losses.experiments.cli import CellsFailed, main
+from expressive_losses.experiments.report import page
+from expressive_losses.experiments.spec import SCALES, load
+from expressive_losses.experiments.table import lines
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*.yaml") if not path.stem.startswith("base"))
+CONFIG = {"method": {"name": "mtl_ibp", "alpha": 0.2}, "data": {"name": "digits"}, "eps": {"target": "0.05"}}
+SMALL = {"model": {"name": "cnn_tiny", "width": 2, "hidden": 4}, "training.epochs": 1, "eps.schedule.length": 0.5}
+EXPERIMENT = {
+    "title": "a table",
+    "verify": {"ibp": {"bound": "ibp", "first": 8}},
+    "columns": {"natural": {"figure": "verify.ibp.natural", "published": "natural"}},
+    "lines": ["method", "alpha"],
+    "entries": [{"config": "small.yaml", "labels": {"method": "MTL"}, "axes": {"method.alpha": [0.1, 0.5]}}],
+    "scales": {"smoke": {"set": SMALL}},
+}
+
+
+def write(folder: Path, config=CONFIG, **changes) -> Path:
+    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    (folder / "table.yaml").write_text(yaml.safe_dump({**EXPERIMENT, **changes}))
+    return folder / "table.yaml"
+
+
+def run(path: Path, *more: str) -> None:
+    main(["run", str(path), "--runs", str(path.parent / "runs"), "--device", "cpu", *more])
+
+
+def rows_of(path: Path) -> list[dict]:
+    file = path.parent / "runs" / "results" / "smoke" / path.parent.name / "table.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def made_up(cell: grid.Cell, natural: float) -> dict:
+    """A row as the runner would write it."""
+    first, *rest = cell.commands
+    verified = {name: {"images": 8, "natural": {"percent": natural}} for name in cell.verifications}
+    return {"command": first, "then": rest, "images": 360, "verify": verified}
+
+
+def test_the_grid_is_the_product_of_axes_and_seeds(tmp_path):
+    experiment = load(write(tmp_path))
+    cells = grid.cells(experiment, "smoke", [1, 2])
+    assert [(cell.labels["alpha"], cell.seed) for cell in cells] == [("0.1", 1), ("0.1", 2), ("0.5", 1), ("0.5", 2)]
+    assert [cell.resolved.method.alpha for cell in cells] == [0.1, 0.1, 0.5, 0.5]
+    assert {cell.resolved.training.epochs for cell in cells} == {1}
+    assert {cell.paper.training.epochs for cell in cells} == {60}, "the paper's setting stays as it is"
+    assert len({cell.key for cell in cells}) == 4
+
+
+def test_a_scale_replaces_after_the_entry_and_an_axis_after_both(tmp_path):
+    entry = {"config": "small.yaml", "set": {"eps.schedule.length": 7}, "at": {"smoke": {"eps.schedule.mid": 0.5}}}
+    change = {"eps.schedule": {"name": "smoothed", "length": 3}}
+    experiment = load(write(tmp_path, entries=[entry], scales={"smoke": {"set": change}}))
+    schedule = grid.cells(experiment, "smoke")[0].resolved.eps.schedule
+    assert (schedule.length, schedule.mid) == (3, 0.5)
+    assert grid.cells(experiment, "full")[0].resolved.eps.schedule.length == 7
+    entry = {"config": "small.yaml", "set": {"training.epochs": 9}, "axes": {"training.epochs": [2, 3]}}
+    experiment = load(write(tmp_path, entries=[entry]))
+    assert [cell.resolved.training.epochs for cell in grid.cells(experiment, "smoke")] == [2, 3]
+
+
+def test_radii_of_the_test_share_a_network_and_have_their_published_figures(tmp_path):
+    paper = {"natural": 90, "others": {"0.1": {"natural": 80}}}
+    path = write(tmp_path, {**CONFIG, "paper": paper}, entries=[{"config": "small.yaml", "tested": ["0.1", "0.05"]}])
+    other, own = grid.cells(load(path), "smoke")
+    assert other.key == own.key
+    assert (other.published["natural"], own.published["natural"]) == (80, 90)
+    assert "--eps 0.1" in other.commands[1]
+
+
+def test_shards_partition_the_grid_and_keep_equal_networks_together(tmp_path):
+    entries = [{"config": "small.yaml", "tested": ["0.1", "0.2"], "axes": {"method.alpha": [0.1, 0.2, 0.3]}}]
+    cells = grid.cells(load(write(tmp_path, entries=entries)), "smoke", [1, 2])
+    parts = [grid.shard(cells, index, 4) for index in range(4)]
+    assert sorted(map(id, cells)) == sorted(id(cell) for part in parts for cell in part)
+    keys = [{cell.key for cell in part} for part in parts]
+    assert sum(map(len, keys)) == len(set().union(*keys)) == 6
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_script_has_a_grid_of_valid_configs(path, scale):
+    experiment = load(path)
+    cells = grid.cells(experiment, scale)
+    assert cells
+    for cell in cells[:: max(1, len(cells) // 6)]:
+        assert cell.resolved.training.seed == cell.seed
+        arguments = [word for name in cell.verifications for word in cell.verify_arguments(name)]
+        assert "--bound" in arguments or not cell.verifications
+    assert experiment.figure is None or set(experiment.figure.panels) <= set(experiment.lines)
+    assert path.with_suffix(".sh").exists()
+
+
+def test_the_printed_command_trains_the_same(tmp_path):
+    cell = grid.cells(load(write(tmp_path)), "smoke")[0]
+    options = train_parser().parse_args(cell.train_arguments)
+    assert load_config(options.config, overrides(options)) == cell.resolved
+
+
+def test_a_run_trains_verifies_and_renders_and_a_second_has_nothing_to_do(tmp_path, capsys):
+    path = write(tmp_path)
+    run(path, "--seeds", "1")
+    assert "2 done, 0 there before, 0 failed" in capsys.readouterr().out
+    rows = rows_of(path)
+    assert [row["seed"] for row in rows] == [1, 1]
+    for row in rows:
+        assert row["command"].startswith("python train.py --config") and row["then"][0].startswith("python verify.py")
+        assert {"git", "device", "time", "seconds", "labels"} <= set(row)
+        assert row["verify"]["ibp"]["images"] == 8
+    text = (tmp_path / "runs" / "results" / "smoke" / tmp_path.name / "table.md").read_text()
+    assert "SMOKE SCALE" in text and "network cnn_tiny, 1 epochs, 8 images" in text
+    run(path, "--seeds", "1")
+    assert "0 done, 2 there before, 0 failed" in capsys.readouterr().out
+    assert rows_of(path) == rows
+
+
+def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path, capsys):
+    bad = {"config": "small.yaml", "labels": {"method": "bad"}, "set": {"data": "mnist"}}
+    path = write(tmp_path, entries=[bad, *EXPERIMENT["entries"]])
+    with pytest.raises(CellsFailed, match="bad"):
+        run(path, "--data-dir", str(tmp_path / "nowhere"))
+    assert "2 done, 0 there before, 1 failed" in capsys.readouterr().out
+    assert len(rows_of(path)) == 2
+
+
+def test_a_killed_runner_goes_on_in_the_middle_of_its_cell(tmp_path, capsys):
+    change = {**SMALL, "training.epochs": 30, "training.evaluate_every": 30}
+    path = write(tmp_path, entries=[{"config": "small.yaml"}], scales={"smoke": {"set": change}})
+    program = [sys.executable, "-m", "expressive_losses.experiments"]
+    command = [*program, "run", str(path), "--runs", str(tmp_path / "runs")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("runs/cells/*/run/checkpoint.pt")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (cell,) = (tmp_path / "runs" / "cells").iterdir()
+    assert not (cell / "run" / "summary.json").exists(), "it was to be killed before the end"
+    before = [json.loads(line) for line in (cell / "run" / "metrics.jsonl").read_text().splitlines()]
+    run(path)
+    after = [json.loads(line) for line in (cell / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(after) == 30
+    assert after[0] == before[0], "the epochs from before the kill were kept, not trained again"
+    assert "1 done" in capsys.readouterr().out
+
+
+def test_two_processes_share_the_work(tmp_path, capsys):
+    path = write(tmp_path)
+    run(path, "--jobs", "2")
+    assert "2 done, 0 there before, 0 failed" in capsys.readouterr().out
+    assert [row["labels"]["alpha"] for row in rows_of(path)] == ["0.1", "0.5"]
+
+
+def test_shards_fill_one_table(tmp_path):
+    path = write(tmp_path)
+    for index in range(2):
+        run(path, "--shard", f"{index}/2")
+    assert len(rows_of(path)) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--shard", "2/2"], "2/2"), (["--jobs", "0"], "at least 1"), (["--scale", "full", "--shard", "x"], "shard")],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(write(tmp_path), *arguments)
+
+
+def test_a_bad_file_is_named_with_its_key(tmp_path):
+    with pytest.raises(UserError, match="table.yaml.*verifi"):
+        load(write(tmp_path, verifi={}))
+    with pytest.raises(UserError, match="no config other.yaml"):
+        grid.cells(load(write(tmp_path, entries=[{"config": "other.yaml"}])), "smoke")
+
+
+def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
+    path = write(tmp_path, {**CONFIG, "paper": {"natural": 90.0}}, verify={"ibp": {"bound": "ibp"}}, scales={})
+    experiment = load(path)
+    cells = grid.cells(experiment, "full", [1, 2])
+    rows = {tuple(c.commands): made_up(c, natural) for c, natural in zip(cells[:2], (91.0, 94.0), strict=True)}
+    first, second = lines(experiment, cells, rows)
+    # mean of 91 and 94; deviation sqrt((1.5^2 + 1.5^2) / 1) = 2.1213
+    assert (first.values["natural"].ours, first.values["natural"].difference) == (92.5, 2.5)
+    assert second.values["natural"].ours is None and second.runs == 0
+    text = render.markdown(experiment, "full", [first, second])
+    assert "| MTL | 0.1 | 92.50 ± 2.12 | 90.00 | **+2.50** | 2 | 8 |  |" in text
+    assert "| MTL | 0.5 | not run | 90.00 |  | 0 |  |  |" in text
+    assert "1 of 2 lines were run" in text
+    assert "MTL,0.1,full,92.5,2.121" in render.comma_separated(experiment, "full", [first, second])
+    assert r"\textbf{+2.50}" in render.latex(experiment, "full", [first, second])
+    assert r"92.50 $\pm$ 2.12" in render.latex(experiment, "full", [first, second])
+
+
+def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_path):
+    path = write(tmp_path, {**CONFIG, "paper": {"natural": 90.0}})
+    experiment = load(path)
+    cells = grid.cells(experiment, "smoke")
+    rows = {tuple(cells[0].commands): made_up(cells[0], 50.0)}
+    text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
+    assert "| MTL | 0.1 | 50.00 | (90.00) |  | 1 | 8 | network cnn_tiny, 1 epochs, 8 images |" in text
+    assert "SMOKE SCALE" in text
+
+
+def committed() -> list[tuple[Path, str]]:
+    return [(path, scale) for path in SCRIPTS for scale in SCALES if _rows(path, scale).exists()]
+
+
+def _rows(path: Path, scale: str) -> Path:
+    return ROOT / "results" / scale / path.parent.name / f"{path.stem}.jsonl"
+
+
+@pytest.mark.parametrize("path, scale", committed(), ids=lambda value: getattr(value, "stem", value))
+def test_committed_pages_are_those_of_the_committed_rows(path, scale, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert _rows(path, scale).with_suffix(".md").read_text() == page(load(path), scale, ROOT / "results")
+    for line in _rows(path, scale).read_text().splitlines():
+        assert {"device", "time", "git", "command", "images", "seed"} <= set(json.loads(line))

@@ -1,0 +1,76 @@
+"""What the special figures measure."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses import config as configs
+from expressive_losses import experiment
+from expressive_losses.experiments import polytope
+from expressive_losses.experiments.measures import measure
+from expressive_losses.experiments.observe import Observer
+from expressive_losses.types import Box
+
+SMALL = {
+    "model": {"name": "cnn_tiny", "width": 2, "hidden": 4},
+    "eps": {"target": "0.05", "schedule": {"length": 1}},
+    "training": {"epochs": 2, "seed": 1},
+}
+
+
+def test_interval_bounds_of_the_logits_hold_what_the_network_reaches():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+    box = Box.around(torch.rand(1, 1, 1, 2), 0.2)
+    found = polytope.logit_bounds(model, box)
+    inside = box.lower + torch.rand(2000, 1, 1, 2) * (box.upper - box.lower)
+    assert ((model(inside) >= found.lower - 1e-6) & (model(inside) <= found.upper + 1e-6)).all()
+
+
+def test_looseness_is_a_ratio_of_areas():
+    shot = {
+        "logits": torch.tensor([[0.0, 0.0], [1.0, 2.0]]),
+        "lower": torch.tensor([-1.0, 0.0]),
+        "upper": torch.tensor([1.0, 4.0]),
+    }
+    assert polytope.looseness(shot) == pytest.approx(2 * 4 / (1 * 2))
+
+
+def test_points_are_apart():
+    x = polytope.points(torch.Generator().manual_seed(0)).flatten(1)
+    distance = (x[:, None] - x[None]).abs().amax(2) + torch.eye(13)
+    assert x.shape == (13, 2) and distance.min() >= 2 * polytope.EPS
+
+
+def test_training_tightens_the_bounds_of_the_toy_problem(tmp_path, capsys):
+    polytope.polytope_command(["--out", str(tmp_path / "figure4")])
+    (row,) = [json.loads(line) for line in (tmp_path / "figure4.jsonl").read_text().splitlines()]
+    assert row["looseness"]["0"] > row["looseness"]["800"] >= 1
+    assert (tmp_path / "figure4.png").stat().st_size > 1000
+
+
+def test_observing_changes_nothing_and_gives_a_row_an_epoch(tmp_path):
+    """CROWN-IBP is never looser than IBP inside the same intermediate bounds: the difference is positive."""
+    config = configs.load(None, [SMALL])
+    observer = Observer(["tightness", "second_conv_norm"], tmp_path / "seen")
+    for name, observe in (("plain", None), ("seen", observer)):
+        experiment.train(config, tmp_path / name, torch.device("cpu"), quiet=True, observe=observe)
+    plain, seen = (torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("plain", "seen"))
+    assert all(torch.equal(plain[key], seen[key]) for key in plain)
+    rows = observer.rows()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(row["second_conv_norm"] > 0 for row in rows)
+    assert 0 <= rows[-1]["natural"] <= 100
+    assert rows[-1]["tightness"] > 0
+
+
+def test_losses_are_ordered_as_the_paper_proves(tmp_path):
+    """adversarial <= loss of training <= IBP, and the better of CROWN and IBP is no larger than IBP's."""
+    config = configs.load(None, [SMALL, {"method": {"name": "mtl_ibp", "alpha": 0.3}}])
+    experiment.train(config, tmp_path, torch.device("cpu"), quiet=True)
+    found = measure("losses", tmp_path / "model.pt", torch.device("cpu"), None)
+    assert found["adversarial"] <= found["own"] <= found["ibp"]
+    assert found["crown_or_ibp"] <= found["ibp"]
+    assert found["own"] == pytest.approx(0.7 * found["adversarial"] + 0.3 * found["ibp"], rel=1e-5)
