@@ -15,27 +15,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from expressive_losses import __version__, checkpoint
+from expressive_losses import checkpoint
 from expressive_losses.config import Config
+from expressive_losses.environment import environment
 from expressive_losses.errors import UserError
 from expressive_losses.locking import FolderLock
 
 #: Name of the trained network in a run directory.
 TRAINED_MODEL = "model.pt"
-
-_PACKAGES = ("torch", "torchvision", "auto_LiRPA", "numpy", "pydantic", "pyyaml")
 
 
 class RunDirectory:
@@ -130,49 +124,6 @@ class RunDirectory:
     def close(self) -> None:
         """Let other processes have the folder."""
         self._lock.release()
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a reader needs to repeat a figure: versions, commit, hardware, command."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "expressive_losses": __version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        **{package: _version(package) for package in _PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x{len(names)}" if names else platform.machine()
 
 
 def write_text(path: Path, text: str) -> None:

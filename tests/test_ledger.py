@@ -25,6 +25,7 @@ from expressive_losses.verify import (
     verify,
 )
 from expressive_losses.verify.base import is_counterexample
+from expressive_losses.verify.merge import merge
 from expressive_losses.verify.summary import wilson
 
 EPS = 0.1
@@ -291,3 +292,35 @@ def test_wilson_interval(k, n, low, high):
     """Values of Wilson's interval at 95 %, as tabulated."""
     assert wilson(k, n) == pytest.approx((low, high), abs=0.005)
     assert wilson(0, 0) == (0.0, 100.0)
+
+
+def test_a_run_may_go_on_elsewhere_and_the_head_names_both(tmp_path, monkeypatch):
+    """What it was computed with informs; the question (here eps) must stay the same."""
+    run(tmp_path, budget=0.0)
+    monkeypatch.setattr("expressive_losses.verify.run.software_and_device", lambda device: {"device": "another"})
+    summary = run(tmp_path, resume=True)
+    run(tmp_path, resume=True)  # the same again: nothing to add
+    made_with = read_ledger(tmp_path)[0]["made_with"]
+    assert [one["device"] == "another" for one in made_with] == [False, True]
+    assert {"expressive_losses", "git", "torch", "auto_LiRPA"} <= set(made_with[0])
+    assert summary["not_reached"] == 0 and summary["settings"]["made_with"] == made_with
+    with pytest.raises(UserError, match="eps is '0.1' there"):
+        run(tmp_path, resume=True, eps=0.2)
+
+
+def sigmoid_network() -> BoundedNetwork:
+    torch.manual_seed(0)
+    return BoundedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3)), (1, 2, 2), 3)
+
+
+def test_skipped_stages_stay_named_over_resume_and_merge(tmp_path):
+    """bab cannot handle a sigmoid. A resumed run that has nothing left to do must still say so, and so must a merge."""
+    stages = build_stages("clean,bab,ibp")
+    for number in range(2):
+        out = tmp_path / f"{number}"
+        first = run(out, network=sigmoid_network(), stages=stages, shard=(number, 2))
+        again = run(out, network=sigmoid_network(), stages=stages, shard=(number, 2), resume=True)
+        assert first["skipped"] == again["skipped"] and set(first["skipped"]) == {"bab"}
+    merged = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+    assert set(merged["skipped"]) == {"bab"} and "bab was skipped" in table_of(merged)
+    assert set(read_ledger(tmp_path / "all")[0]["skipped"]) == {"bab"}

@@ -26,6 +26,9 @@ except ImportError:  # not a POSIX system: no lock there
 FORMAT = "expressive-losses-ledger-1"
 FILE_NAME = "ledger.jsonl"
 WITNESSES = "witnesses"
+#: Keys of the head that inform: what was run on which machine, and which stages could not handle the network. They are
+#: no part of the question, so that a run may be resumed elsewhere. Lines with a "note" add to them.
+INFORMATIVE = ("made_with", "skipped")
 
 
 def witness_name(index: int) -> str:
@@ -95,8 +98,10 @@ class Ledger:
         folder: made if it is not there.
         head: what was asked, as :func:`expressive_losses.verify.head.head_of` makes it.
         resume: go on with a ledger that is there.
+        made_with: software and device of this process; noted when it is not among those of the ledger.
 
     Attributes:
+        head: as given, with "made_with" (a list of all that wrote to it) and "skipped" (by stage, why).
         rows: by index, those read and those appended.
 
     Raises:
@@ -108,7 +113,9 @@ class Ledger:
     format: ClassVar[str] = FORMAT
     row_type: ClassVar[type] = Row
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, head: Mapping[str, Any], resume: bool = False, made_with: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / self.file_name
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +123,9 @@ class Ledger:
         self._synced = -math.inf
         try:
             self._lock()
-            self.rows = self._restore(_plain({"format": self.format, **head}), resume)
+            made = [] if made_with is None else [dict(made_with)]
+            asked = {"format": self.format, **head, "made_with": made, "skipped": {}}
+            self.head, self.rows = self._restore(_plain(asked), resume)
         except BaseException:
             self._file.close()
             raise
@@ -147,6 +156,16 @@ class Ledger:
         self._write(vars(row))
         self.rows[row.index] = row
 
+    def note_skipped(self, skipped: Mapping[str, str]) -> None:
+        """Write, once, which stages could not handle the network, and why."""
+        new = {stage: reason for stage, reason in skipped.items() if stage not in self.head["skipped"]}
+        if new:
+            self._note(self.head, "skipped", new)
+
+    def _note(self, head: dict[str, Any], key: str, value: Any) -> None:
+        self._write({"note": key, "value": value})
+        _add_note(head, {"note": key, "value": value})
+
     def sync(self, every: float = 1.0) -> None:
         """Force what was written to the disk, unless that was done less than ``every`` seconds ago.
 
@@ -168,21 +187,24 @@ class Ledger:
             problem = f"{self.path} is being written by another process"
             raise UserError(f"{problem}; wait for it, or choose another --out") from None
 
-    def _restore(self, head: dict[str, Any], resume: bool) -> dict[int, Row]:
+    def _restore(self, head: dict[str, Any], resume: bool) -> tuple[dict[str, Any], dict[int, Row]]:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         if not whole:  # nothing yet, or a run that died while it wrote the first line
             self._file.truncate(0)
             self._write(head)
-            return {}
+            return head, {}
         if not resume:
             raise UserError(f"{self.path} is there already: --resume, or choose another --out")
         known, rows, good = _parse(self.path, whole, type(self))
         refuse_other(self.path, known, head)
         if good < len(content):
             self._file.truncate(good)
-        return rows
+        for one in head["made_with"]:
+            if one not in known["made_with"]:
+                self._note(known, "made_with", one)
+        return known, rows
 
     def _write(self, values: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
@@ -245,6 +267,8 @@ def _parse(path: Path, content: bytes, kind: type[Ledger]) -> tuple[dict[str, An
     rows: dict[int, Any] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
+            if _add_note(head, json.loads(line)):
+                continue
             row = kind.row_type.parse(line)
         except (ValueError, TypeError) as error:
             if number == len(lines):
@@ -263,7 +287,24 @@ def _parse_head(path: Path, line: bytes, format: str) -> dict[str, Any]:
         head = None
     if not isinstance(head, dict) or head.get("format") != format:
         raise UserError(f"{path}: the first line is not the head of a ledger of format {format}")
-    return head
+    return {**head, "made_with": list(head.get("made_with") or []), "skipped": dict(head.get("skipped") or {})}
+
+
+def _add_note(head: dict[str, Any], line: Any) -> bool:
+    """Add a line to the informative part of the head, in place; return whether it is a note.
+
+    Raises:
+        ValueError: for a note of an unknown kind.
+    """
+    if not isinstance(line, dict) or "note" not in line:
+        return False
+    if line["note"] == "made_with":
+        head["made_with"].append(line["value"])
+    elif line["note"] == "skipped":
+        head["skipped"].update(line["value"])
+    else:
+        raise ValueError(f"note {line['note']!r}")
+    return True
 
 
 def _plain(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,12 +318,12 @@ def refuse_other(
     asked: Mapping[str, Any],
     advice: str = "Repeat its settings, or choose another --out",
 ) -> None:
-    """Refuse a head that is not the one asked for, naming what differs.
+    """Refuse a head that is not the one asked for, naming what differs; :data:`INFORMATIVE` keys may.
 
     Raises:
         UserError: the first three differences.
     """
-    there, here = dict(_flat(known)), dict(_flat(asked))
+    there, here = (dict(_flat({key: one[key] for key in one if key not in INFORMATIVE})) for one in (known, asked))
     differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if differing:
         each = [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]

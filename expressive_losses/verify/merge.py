@@ -75,12 +75,16 @@ def _joined(
 
 
 def _common_head(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Any]]], file_name: str) -> dict[str, Any]:
-    """Return the head without its shard, which must be the same everywhere."""
+    """Return the head without its shard, which must be the same everywhere, but for what informs."""
     heads = {folder: {**head, "shard": None} for folder, (head, _) in ledgers.items()}
     first = next(iter(heads.values()))
     for folder, head in heads.items():
         refuse_other(folder / file_name, head, first, advice="Shards of one run differ in nothing but the shard")
-    return first
+    made_with: list[Any] = []
+    for head in heads.values():
+        made_with += [one for one in head["made_with"] if one not in made_with]
+    skipped = {stage: reason for head in heads.values() for stage, reason in head["skipped"].items()}
+    return {**first, "made_with": made_with, "skipped": skipped}
 
 
 def _sources(ledgers: Mapping[Path, tuple[dict[str, Any], dict[int, Any]]], file_name: str) -> dict[int, Path]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Radius
+from expressive_losses.environment import software_and_device
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify.base import Problem, Status, Verifier
@@ -116,7 +117,8 @@ def certified_radii(
     deadline = None if settings.budget is None else time.monotonic() + settings.budget
     evaluated = evaluation_copy(network, settings.device, getattr(torch, settings.dtype))
     cascade, indices = Cascade(stages, settings.batch_size), asked_indices(head)
-    with RadiusLedger(Path(out), head, settings.resume) as ledger, computing_in(evaluated.mean.dtype):
+    made_with = software_and_device(settings.device)
+    with RadiusLedger(Path(out), head, settings.resume, made_with) as ledger, computing_in(evaluated.mean.dtype):
         done = ledger.rows
         parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
         with tqdm(total=len(indices), initial=len(done), unit="image", disable=not settings.progress) as bar:
@@ -124,9 +126,10 @@ def certified_radii(
                 rows = [row for row in _bisect(evaluated, problem, cascade, largest, steps) if row.index not in done]
                 for row in rows:
                     ledger.append_row(row)
+                ledger.note_skipped(cascade.skipped)
                 ledger.sync()
                 bar.update(len(rows))
-    summary = summarize_radii(head, ledger.rows.values())
+    summary = summarize_radii(ledger.head, ledger.rows.values())
     write_summary(Path(out), summary, SUMMARY_NAME)
     return summary
 
@@ -155,7 +158,8 @@ def summarize_radii(head: Mapping[str, Any], rows: Iterable[RadiusRow], points: 
         "median_radius": median(radii) if radii else 0.0,
         "accuracy": [accuracy_at(rows, largest * at / points, total) for at in range(points + 1)],
         "seconds": round(sum(row.seconds for row in rows), 3),
-        "settings": {key: value for key, value in head.items() if key != "format"},
+        "skipped": head.get("skipped", {}),
+        "settings": {key: value for key, value in head.items() if key not in ("format", "skipped")},
     }
 
 
@@ -176,6 +180,7 @@ def radius_table(summary: Mapping[str, Any]) -> str:
         interval = f"[{at['low']:.2f}, {at['high']:.2f}]"
         lines.append(f"{at['eps']:>8.4g} {at['percent']:>12.2f}   {interval:<16} {at['count']} of {summary['images']}")
     lines.append(f"mean radius {summary['mean_radius']:.4g}, median {summary['median_radius']:.4g}")
+    lines += [f"\n{stage} was skipped: {reason}" for stage, reason in summary["skipped"].items()]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Radius
+from expressive_losses.environment import software_and_device
 from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
@@ -67,7 +68,8 @@ def verify(
     deadline = None if settings.budget is None else time.monotonic() + settings.budget
     cascade = Cascade(stages, settings.batch_size)
     evaluated = evaluation_copy(network, settings.device, getattr(torch, settings.dtype))
-    with Ledger(Path(out), head, settings.resume) as ledger, computing_in(evaluated.mean.dtype):
+    made_with = software_and_device(settings.device)
+    with Ledger(Path(out), head, settings.resume, made_with) as ledger, computing_in(evaluated.mean.dtype):
         done = ledger.rows
         parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
         with tqdm(total=len(indices), initial=len(done), unit="image", disable=not settings.progress) as bar:
@@ -75,7 +77,8 @@ def verify(
             for problem in problems(evaluated, images, labels, eps, parts, settings.seed, deadline):
                 for outcomes in cascade(evaluated, problem):
                     _record(ledger, outcomes, counts, bar)
-    summary = {**summarize(head, ledger.rows.values(), attacks_of(head)), "skipped": cascade.skipped}
+                ledger.note_skipped(cascade.skipped)
+    summary = summarize(ledger.head, ledger.rows.values(), attacks_of(head))
     write_summary(Path(out), summary)
     return summary
 

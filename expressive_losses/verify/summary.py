@@ -60,7 +60,8 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
         "attacks": [describe_stage(stage) for stage in head["stages"] if stage["name"] in attacks],
         "decided_by": _by_stage(head, rows),
         "seconds": round(sum(row.seconds for row in rows), 3),
-        "settings": {key: value for key, value in head.items() if key != "format"},
+        "skipped": head.get("skipped", {}),
+        "settings": {key: value for key, value in head.items() if key not in ("format", "skipped")},
     }
 
 

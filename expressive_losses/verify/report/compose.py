@@ -251,6 +251,9 @@ def _close_calls(rows: Mapping[int, Row]) -> Section | None:
 def _settings(head: Mapping[str, Any]) -> Section:
     plain = ["eps", "dataset", "split", "images", "shard", "dtype", "seed", "weights_sha256", "data_sha256"]
     rows = [(key, str(head[key])) for key in plain if head.get(key) not in (None, "")]
+    for made_with in head["made_with"]:
+        rows.append(("made with", ", ".join(f"{key} {value}" for key, value in made_with.items() if value)))
+    rows += [(f"{stage} was skipped", reason) for stage, reason in head["skipped"].items()]
     stages = []
     for stage in head["stages"]:
         fields = {key: value for key, value in stage.items() if key != "name"}
