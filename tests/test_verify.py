@@ -427,6 +427,45 @@ def test_alpha_crown_on_max_pooling_is_skipped_and_named_where_auto_lirpa_cannot
     assert "max pooling" in cascade.skipped["alpha-crown"]
 
 
+class Unknown(nn.Module):
+    """Has an operation that nothing here can bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cumsum(self.first(x), 1))
+
+
+class AlwaysDropping(Unknown):
+    """Its dropout does not know eval mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.dropout(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "model, bound, words",
+    [
+        (Unknown, "ibp", "unsupported operation cumsum$"),
+        (Unknown, "bab", "layer 'cumsum' .* not supported"),
+        (AlwaysDropping, "ibp", "random also in eval mode"),
+        (AlwaysDropping, "pgd", "random also in eval mode"),
+    ],
+)
+def test_networks_that_cannot_be_bounded_are_named_in_one_line(model, bound, words, tmp_path, capfd, caplog):
+    """auto_LiRPA's own dump of nodes stays away."""
+    torch.manual_seed(0)
+    network = BoundedNetwork(model(), (4,), 3).eval()
+    x, labels = torch.rand(4, 4), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        labels = network(x).argmax(1)
+    with pytest.raises(UserError, match=words):
+        verify(network, x, labels, 0.01, build_stages(f"clean,{bound}"), tmp_path, QUIET)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
 def test_a_tolerance_that_is_not_safe_for_a_stage_is_refused():
     with pytest.raises(UserError, match="bound 'mip': a tolerance of 1e-06 is not safe.* --set mip.tolerance=0.0001"):
         build_stages("crown,mip", tolerance=1e-6)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import logging
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -187,7 +190,7 @@ class Graph:
         """Return the BoundedModule of a copy of the model, then let it share the model's own parameters.
 
         Tracing writes to the parameters of what it traces (in place, which would invalidate an autograd graph
-        that exists) and         switches their requires_grad: the user's module is left alone.
+        that exists) and switches their requires_grad: the user's module is left alone.
         """
         bare = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
         if bare:
@@ -197,10 +200,12 @@ class Graph:
         with torch.no_grad():
             expected = traced(x)
         options = {"conv_mode": "patches", "sparse_features_alpha": False}
+        said = io.StringIO()
         try:
-            bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
+            with _logged_to(said):
+                bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
         except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
-            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {error}") from error
+            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {_reason(error, said)}") from error
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for node in bounded._modules.values():
             if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
@@ -232,6 +237,26 @@ class Graph:
                     f"auto_LiRPA's {method} bounds of this network are wrong at single points: it converts a layer "
                     "wrongly (known: average pooling with padding, computed weights)"
                 )
+
+
+@contextmanager
+def _logged_to(stream: io.StringIO):
+    """Send what auto_LiRPA logs to ``stream``: it names there what it cannot convert, over many lines."""
+    log, handler = logging.getLogger("auto_LiRPA"), logging.StreamHandler(stream)
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+
+
+def _reason(error: Exception, said: io.StringIO) -> str:
+    """Return what the error says, or the operations that auto_LiRPA logged before it."""
+    printed = re.findall(r"^Name: (\S+?), Attr: (?:.*'operator': '(\w+)')?", said.getvalue(), re.MULTILINE)
+    operations = [operator or name for name, operator in printed]
+    return f"unsupported operation {', '.join(operations)}" if operations else str(error)
 
 
 def _with_all_parameters(model: nn.Module) -> nn.Module:

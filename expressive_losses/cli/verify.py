@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expressive_losses.cli.common import Parser, choose_device
+from expressive_losses.cli.common import Parser, choose_device, positive
 from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
@@ -114,14 +114,6 @@ def verify_parser() -> argparse.ArgumentParser:
     where.add_argument("--quiet", action="store_true")
     parser.add_argument("--list", action="store_true", help="list the bounds and attacks, and stop")
     return parser
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value
 
 
 def batch_size(text: str) -> int | None:

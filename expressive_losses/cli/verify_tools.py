@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from expressive_losses.cli.common import Parser
+from expressive_losses.cli.common import Parser, positive
 from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
@@ -53,7 +53,7 @@ def export_tool(arguments: Sequence[str]) -> None:
     parser = _parser("export", export_tool.__doc__)
     add_subject_arguments(parser)
     parser.add_argument("--eps", help="radius in pixel units; default: the one trained for")
-    parser.add_argument("--first", type=int, default=None, metavar="N", help="only the first N images")
+    parser.add_argument("--first", type=positive, default=None, metavar="N", help="only the first N images")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds an image, for instances.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from expressive_losses.data.base import Dataset
 from expressive_losses.data.torchvision_compat import load_torchvision
 from expressive_losses.errors import UserError
 
-DOWNLOAD_HINT = ", or add --set data.download=true to fetch it"
+DOWNLOAD_HINT = ", or let train.py fetch it: --set data.download=true"
 
 
 def torchvision_dataset(

@@ -11,15 +11,34 @@ from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.network import exact_float32
+from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Problem
 
 
 def evaluation_copy(network: BoundedNetwork, device: torch.device | str, dtype: torch.dtype) -> BoundedNetwork:
-    """Return a copy of the network in eval mode; the caller's keeps its mode, device, dtype and gradients."""
+    """Return a copy of the network in eval mode; the caller's keeps its mode, device, dtype and gradients.
+
+    Raises:
+        UserError: the network is random also in eval mode.
+    """
     mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
     # The plain module is copied and bounded anew: auto_LiRPA's graphs cannot be copied once they were used.
     copied = BoundedNetwork(copy.deepcopy(network.model), network.shape, network.classes, mean, std)
-    return copied.to(device=torch.device(device), dtype=dtype).eval()
+    copied = copied.to(device=torch.device(device), dtype=dtype).eval()
+    _refuse_random(copied)
+    return copied
+
+
+@torch.no_grad()
+def _refuse_random(network: BoundedNetwork) -> None:
+    """Evaluate the network twice: of one that answers by chance nothing can be proven."""
+    x = torch.rand(2, *network.shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
+    first, second = network(x), network(x)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(
+            "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "
+            "whose 'training' is not self.training?"
+        )
 
 
 @contextmanager

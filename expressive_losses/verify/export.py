@@ -5,7 +5,7 @@ The layout is that of the VNN-COMP benchmarks, which alpha-beta-CROWN and the ot
 
 from __future__ import annotations
 
-import csv
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.verify.evaluation import evaluation_copy, pixels
+from expressive_losses.verify.files import write_whole, writing
 from expressive_losses.verify.run import check_data
 
 OPSET = 13  # old enough for every tool of VNN-COMP
@@ -38,7 +39,8 @@ def export_onnx(network: BoundedNetwork, path: Path | str) -> Path:
     """
     _need_onnx()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     copied = evaluation_copy(network, torch.device("cpu"), torch.float32)
     x = torch.zeros(1, *network.shape)
     names = {"input_names": ["X"], "output_names": ["Y"], "opset_version": OPSET}
@@ -102,19 +104,21 @@ def export(
         UserError: data that does not fit, no such image, a layer that cannot be exported.
     """
     check_data(network, images, labels, eps)
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise UserError(f"timeout: expected seconds > 0, got {timeout}")
     chosen = _chosen(indices, len(images))
     out = Path(out)
+    with writing(out):
+        (out / "vnnlib").mkdir(parents=True, exist_ok=True)
     model = export_onnx(network, out / "network.onnx")
-    (out / "vnnlib").mkdir(exist_ok=True)
     rows = []
     for index in chosen:
         label = int(labels[index])
         comment = f"image {index}, label {label}, eps {eps!r}: solutions are counterexamples"
         name = f"vnnlib/image_{index:06d}.vnnlib"
-        (out / name).write_text(vnnlib(images[index], label, eps, network.classes, comment), encoding="ascii")
-        rows.append((model.name, name, f"{timeout:g}"))
-    with open(out / INSTANCES, "w", newline="", encoding="ascii") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        write_whole(out / name, vnnlib(images[index], label, eps, network.classes, comment))
+        rows.append(f"{model.name},{name},{timeout:g}\n")
+    write_whole(out / INSTANCES, "".join(rows))
     return out / INSTANCES
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Status
 from expressive_losses.verify.cascade import Outcome
+from expressive_losses.verify.files import writing
 
 try:
     import fcntl
@@ -118,8 +119,9 @@ class Ledger:
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / self.file_name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")
+        with writing(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")
         self._synced = -math.inf
         try:
             self._lock()
@@ -207,12 +209,14 @@ class Ledger:
         return known, rows
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+            self._file.flush()
 
     def _save(self, path: Path, witness: Tensor) -> None:
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, witness.numpy())
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, witness.numpy())
 
 
 def read_ledger(folder: Path, kind: type[Ledger] = Ledger) -> tuple[dict[str, Any], dict[int, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expressive_losses.errors import UserError
+from expressive_losses.verify.files import write_whole, writing
 from expressive_losses.verify.ledger import FILE_NAME, Ledger, Row, read_ledger, refuse_other, witness_path
 from expressive_losses.verify.radius import SUMMARY_NAME, RadiusLedger, summarize_radii
 from expressive_losses.verify.shard import Shard, asked_indices
@@ -51,7 +51,8 @@ def merge_radii(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any
         UserError: see :func:`merge`.
     """
     head, rows, _ = _joined(folders, out, RadiusLedger)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
     _write_ledger(Path(out) / RadiusLedger.file_name, head, rows)
     summary = summarize_radii(head, rows)
     write_summary(Path(out), summary, SUMMARY_NAME)
@@ -116,7 +117,8 @@ def _has_any(head: Mapping[str, Any], indices: Sequence[int]) -> bool:
 
 
 def _copy_witnesses(rows: Sequence[Row], sources: Mapping[int, Path], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for row in rows:
         if row.witness is None:
             continue
@@ -129,10 +131,4 @@ def _copy_witnesses(rows: Sequence[Row], sources: Mapping[int, Path], out: Path)
 
 
 def _write_ledger(path: Path, head: Mapping[str, Any], rows: Sequence[Any]) -> None:
-    temporary = path.with_suffix(".jsonl.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for values in (head, *map(asdict, rows)):
-            file.write(json.dumps(values, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in (head, *map(asdict, rows))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.verify.base import Status
+from expressive_losses.verify.files import write_whole
 from expressive_losses.verify.ledger import Row
 from expressive_losses.verify.shard import asked_indices
 
@@ -95,15 +95,9 @@ def _by_stage(head: Mapping[str, Any], rows: list[Row]) -> dict[str, dict[str, f
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any], name: str = FILE_NAME) -> Path:
-    """Write ``summary.json`` (or ``name``) atomically: a reader sees the old file or the new one, never half of it."""
+    """Write ``summary.json`` (or ``name``), whole or not at all; return its path."""
     path = Path(folder) / name
-    temporary = path.with_suffix(".json.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -11,6 +11,7 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.verify.check import refuse_other_question
 from expressive_losses.verify.evaluation import evaluation_copy
+from expressive_losses.verify.files import write_whole, writing
 from expressive_losses.verify.ledger import FILE_NAME, read_ledger
 from expressive_losses.verify.radius import RadiusLedger, read_radii
 from expressive_losses.verify.report.compose import compose
@@ -54,10 +55,11 @@ def write_report(
         network = evaluation_copy(network, torch.device("cpu"), torch.float32)
     radii = read_radii(folder) if (folder / RadiusLedger.file_name).exists() else None
     document = compose(folder, head, rows, radii, network, images, labels, sample)
-    _write_pictures(document, out / PICTURES)
-    (out / "report.md").write_text(markdown_of(document, PICTURES), encoding="utf-8")
+    with writing(out):
+        _write_pictures(document, out / PICTURES)
+    write_whole(out / "report.md", markdown_of(document, PICTURES))
     page = out / "report.html"
-    page.write_text(html_of(document), encoding="utf-8")
+    write_whole(page, html_of(document))
     return page
 
 
