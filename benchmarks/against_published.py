@@ -6,9 +6,10 @@
 Nothing of the published code is in this repository: its folder is the first argument, and its own functions (data
 loader, ``train_or_test``, attack, bounds, regulariser, optimiser) are imported from there and called as its ``main``
 calls them. Both train with MTL-IBP on MNIST at eps 0.3, one step of attack, the same network, batch, regularisers and
-radius; both on the same auto_LiRPA, torch and number of threads. In one process they take turns of ``--steps`` steps,
-data loading and metrics included; ``ratio`` is the median over the turns of ours : published. Memory is the peak of one
-process each, and that peak less what the process held before it built its network.
+radius; both on the same auto_LiRPA, torch and number of threads. Two processes take turns of ``--steps`` steps, data
+loading and metrics included, each as its own train.py would run; ``ratio`` is the median over the turns of ours :
+published, ``cpu_ratio`` the same of processor time, which other work on the machine disturbs less. Memory is the peak
+of each process, and that peak less what it held before it built its network ("added").
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import alternating_blocks, circumstances, in_a_process, peak_mib, ratio, resident_mib
+from measuring import Worker, circumstances, in_turn, ratio, resident_mib, work_for
 
 from expressive_losses import config as configs
 from expressive_losses import experiment
+from expressive_losses.allocator import keep_freed_memory
 from expressive_losses.bounds import compat
 from expressive_losses.data.batches import Batches
 from expressive_losses.data.torchvision_compat import load_torchvision
@@ -49,20 +51,41 @@ PUBLISHED_NETWORKS = {"cnn_small": "cnn_small_bn", "cnn7": "cnn_7layer_bn2"}
 
 
 def main() -> None:
-    """Print one row for each phase, or do one side's part of the memory measurement."""
+    """Print one row for each phase, or be one side."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     if options.side:
-        print(json.dumps(memory_of(options)))
+        answers, sys.stdout = sys.stdout, sys.stderr  # the published code prints
+        side = SIDES[options.side](options)
+        work_for(answers, side.steps, side.before_mib)
         return
-    sides = {name: SIDES[name](options) for name in SIDES}
-    rows = {phase: times(sides, epoch, options) for phase, epoch in PHASES.items()}
-    memory = {name: in_a_process([*sys.argv, "--side", name]) for name in SIDES}
+    workers = {name: Worker([*sys.argv, "--side", name]) for name in SIDES}
+    found = {
+        phase: in_turn(workers, options.rounds, epoch=epoch, count=options.steps) for phase, epoch in PHASES.items()
+    }
+    for worker in workers.values():
+        worker.close()
     about = {"network": options.network, "batch_size": options.batch_size, "method": "mtl_ibp", "seed": SEED}
     images = options.batch_size * options.steps * options.rounds
-    for phase, row in rows.items():
-        figures = {**about, "phase": phase, "rounds": options.rounds, "images": images, **row}
-        print(json.dumps({**figures, **compared(memory), **circumstances()}), flush=True)
+    for phase, answers in found.items():
+        row = {**about, "phase": phase, "rounds": options.rounds, "images": images, **figures(answers, options.steps)}
+        print(json.dumps({**row, **circumstances()}), flush=True)
+
+
+def figures(answers: dict[str, list[dict[str, float]]], steps: int) -> dict[str, float]:
+    """Return time a step and memory of both sides, and the ratios ours : published."""
+    row = {}
+    for name, key in (("", "seconds"), ("cpu_", "cpu_seconds")):
+        taken = {side: [answer[key] for answer in given] for side, given in answers.items()}
+        row |= {f"{side}_{name}ms": round(1000 * median(each) / steps, 2) for side, each in taken.items()}
+        row[f"{name}ratio"] = round(ratio(taken["ours"], taken["published"]), 3)
+    last = {side: given[-1] for side, given in answers.items()}
+    peak = {side: given["peak_mib"] for side, given in last.items()}
+    added = {side: given["peak_mib"] - given["before_mib"] for side, given in last.items()}
+    for name, memory in (("peak", peak), ("added", added)):
+        row |= {f"{side}_{name}_mib": round(value) for side, value in memory.items()}
+        row[f"{name}_ratio"] = round(memory["ours"] / memory["published"], 3)
+    return row
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,34 +104,11 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def times(sides: dict[str, Any], epoch: int, options: argparse.Namespace) -> dict[str, float]:
-    """Return milliseconds a step of both sides and the median ratio."""
-    calls = {name: (lambda side=side: side.steps(epoch, options.steps)) for name, side in sides.items()}
-    seconds = alternating_blocks(calls, options.rounds)
-    step = {f"{name}_ms": round(1000 * median(found) / options.steps, 2) for name, found in seconds.items()}
-    return {**step, "ratio": round(ratio(seconds["ours"], seconds["published"]), 3)}
-
-
-def memory_of(options: argparse.Namespace) -> dict[str, float]:
-    """Return the peak of this process after a turn in each phase, in MiB."""
-    side = SIDES[options.side](options)
-    for epoch in PHASES.values():
-        side.steps(epoch, min(options.steps, 5))
-    return {"peak": peak_mib(), "added": peak_mib() - side.before_mib}
-
-
-def compared(memory: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return both sides' peaks and their ratios."""
-    found = {f"{side}_{name}_mib": round(value) for side, values in memory.items() for name, value in values.items()}
-    for name in ("peak", "added"):
-        found[f"{name}_ratio"] = round(memory["ours"][name] / memory["published"][name], 3)
-    return found
-
-
 class Ours:
     """This package, through the trainer's own step."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        keep_freed_memory()  # as train.py does
         recipe = Path(__file__).parents[1] / "configs/quick/mnist_0.3/mtl_ibp.yaml"
         assignments = (f"model={options.network}", f"training.batch_size={options.batch_size}")
         config = configs.load(recipe, [configs.parse_assignment(text) for text in assignments])

@@ -10,25 +10,70 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rounding import circumstances as _circumstances
 
 
-def alternating_blocks(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each call, ``rounds`` times in turn, after one turn that is not counted.
+class Worker:
+    """A process of this script that does blocks of work when it is told to, and says what each took.
+
+    Args:
+        arguments: of the script; they are to make it call :func:`work_for`.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        command = [sys.executable, *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, **arguments: Any) -> dict[str, float]:
+        """Do one block; return its "seconds", "cpu_seconds" and the process's "peak_mib" and "before_mib".
+
+        Raises:
+            RuntimeError: when the process has ended; it has said why on stderr.
+        """
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the measured process ended with code {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work_for(parent: TextIO, block: Callable[..., object], before_mib: float) -> None:
+    """Do the blocks that :meth:`Worker.ask` asks for on stdin, until it closes; answers go to ``parent``.
+
+    Args:
+        parent: the standard output that this process was started with.
+        block: called with what was asked.
+        before_mib: memory before the network was built.
+    """
+    for line in sys.stdin:
+        began, cpu = time.perf_counter(), time.process_time()
+        block(**json.loads(line))
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+        answer = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib(), "before_mib": before_mib}
+        print(json.dumps(answer), file=parent, flush=True)
+
+
+def in_turn(workers: Mapping[str, Worker], rounds: int, **block: Any) -> dict[str, list[dict[str, float]]]:
+    """Return the answers of each worker to the same block, ``rounds`` times in turn, after one that is not counted.
 
     In turn, so that other work on the machine disturbs all alike: ratios are to be taken of neighbours.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
+        for name, worker in workers.items():
+            answer = worker.ask(**block)
             if turn > 0:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+                answers[name].append(answer)
+    return answers
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
@@ -49,12 +94,6 @@ def peak_mib() -> float:
     """
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
-def in_a_process(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run this script again with other arguments and return the JSON of its last line: peaks never fall again."""
-    done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def circumstances() -> dict[str, Any]:

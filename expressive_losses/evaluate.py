@@ -38,7 +38,8 @@ def accuracies(
         counts["natural"] += natural.sum()
         counts["ibp"] += ((network.margins(box, labels, "ibp") > 0).all(1) & natural).sum()
         if attack:
-            x_adv = attack(network, box, labels, generator, start=x)
+            with network.frozen() as logits:
+                x_adv = attack(logits, box, labels, generator, start=x)
             counts["adversarial"] += (natural & (network(x_adv).argmax(1) == labels)).sum()
     network.train(training)
     return {name: int(count) / len(data) for name, count in counts.items()}

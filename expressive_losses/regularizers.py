@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from expressive_losses.types import Bounds, Box
 
@@ -29,23 +31,65 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float, weight: float = 0.5, to
     Source: Shi et al. (2021), "Fast certified robust training", section 4.3.
     """
     width = bounds.input.half_width.mean()
-    layers = [_tightness(box, width, tol) + _relu_balance(box, tol) for box in bounds.relu_inputs]
+    layers = [_layer(box, width, tol) for box in bounds.relu_inputs]
     return weight * (1 - eps_fraction) * torch.stack(layers).mean()
 
 
-def _tightness(box: Box, input_width: Tensor, tol: float) -> Tensor:
-    ratio = input_width / box.half_width.mean().clamp(min=_FLOOR)
-    return F.relu(tol - ratio) / tol
+def _layer(box: Box, input_width: Tensor, tol: float) -> Tensor:
+    """Return the sum of a layer's two terms."""
+    width, mean_active, mean_inactive, var_active, var_inactive = _Moments.apply(box.lower, box.upper)
+    tightness = F.relu(tol - input_width / width.clamp(min=_FLOOR)) / tol
+    mean, var = _balance(mean_active, -mean_inactive), _balance(var_active, var_inactive)
+    relu = (F.relu(tol - mean) + F.relu(tol - var)) / tol
+    return tightness + torch.where(torch.isfinite(relu), relu, torch.zeros_like(relu))
 
 
-def _relu_balance(box: Box, tol: float) -> Tensor:
-    center = box.center
-    active, inactive = box.lower > 0, box.upper < 0
-    squared = (center - center.mean()) ** 2
-    mean = _balance((center * active).mean(), -(center * inactive).mean())
-    var = _balance((squared * active).sum(), (squared * inactive).sum())
-    term = (F.relu(tol - mean) + F.relu(tol - var)) / tol
-    return torch.where(torch.isfinite(term), term, torch.zeros_like(term))
+class _Moments(Function):
+    """Five scalars of the bounds l <= u on a layer, with centre c and m the mean of all c:
+
+    the mean half-width; the means over all neurons of c [l > 0] and of c [u < 0]; the sums of (c - m)^2 [l > 0] and of
+    (c - m)^2 [u < 0]. Written out because torch would keep some twenty tensors of the layer's size for the gradient;
+    this keeps the bounds alone.
+    """
+
+    @staticmethod
+    def forward(ctx, lower, upper):
+        center, mean = _centered(lower, upper)
+        ctx.save_for_backward(lower, upper, mean)
+        scratch = upper - lower
+        width = scratch.mean() / 2
+        square = center.square()
+        sums = []
+        for mask in _masks(lower, upper):
+            total = torch.mul(center, mask, out=scratch).mean() + mean * mask.mean()
+            sums.append((total, torch.mul(square, mask, out=scratch).sum()))
+        (mean_active, var_active), (mean_inactive, var_inactive) = sums
+        return width, mean_active, mean_inactive, var_active, var_inactive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_width, to_mean_active, to_mean_inactive, to_var_active, to_var_inactive):
+        lower, upper, mean = ctx.saved_tensors
+        center, _ = _centered(lower, upper, mean)
+        active, inactive = _masks(lower, upper)
+        slope = (active * (2 * to_var_active)).addcmul_(inactive, 2 * to_var_inactive).mul_(center)
+        slope.sub_(slope.mean())  # through m
+        count = lower.numel()
+        slope.addcmul_(active, to_mean_active / count).addcmul_(inactive, to_mean_inactive / count).mul_(0.5)
+        half = to_width / (2 * count)
+        return slope - half, slope + half
+
+
+def _centered(lower: Tensor, upper: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the centres less their mean, and the mean."""
+    center = (lower + upper).mul_(0.5)
+    mean = center.mean() if mean is None else mean
+    return center.sub_(mean), mean
+
+
+def _masks(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [l > 0] and [u < 0] as 0 and 1 in floating point: products with booleans are slow."""
+    return torch.gt(lower, 0, out=torch.empty_like(lower)), torch.lt(upper, 0, out=torch.empty_like(upper))
 
 
 def _balance(active: Tensor, inactive: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from expressive_losses.bounds import (
     TRAINING_METHODS,
     BatchStatistics,
     BoundedNetwork,
-    record_statistics,
     use_statistics,
 )
 from expressive_losses.config import TrainingConfig
@@ -105,8 +104,8 @@ def forward_batch(
     if "adv" in needs:
         attacked = Box.around(x, radii.attacked)
         frozen = statistics if config.bn_statistics == "clean_frozen" else None
-        with use_statistics(network, frozen):
-            x_adv = attack(network, attacked, labels, generator, start=x)
+        with network.frozen(frozen) as logits:
+            x_adv = attack(logits, attacked, labels, generator, start=x)
         x_adv.requires_grad_("x_adv" in needs)
         adversarial, statistics = _adversarial(network, x_adv, statistics, config.bn_statistics)
         if not radii.warmup:
@@ -122,9 +121,7 @@ def forward_batch(
 def clean_statistics(network: BoundedNetwork, x: Tensor) -> BatchStatistics:
     """Return BatchNorm's statistics over a whole batch of images, and update the running ones."""
     network.train()
-    with record_statistics(network) as statistics:
-        network(x)
-    return statistics
+    return network.train_logits(x)[1]
 
 
 def _needs(loss: Loss, radii: Radii) -> tuple[str, ...]:
@@ -145,9 +142,9 @@ def _clean(network, x, needs, policy) -> tuple[Tensor, BatchStatistics]:
     last = "adv" not in needs
     if policy == "adversarial" and not last:  # only BatchNorm's running statistics and the accuracy come from this pass
         with torch.set_grad_enabled("clean" in needs):
-            return network(x), {}
-    with torch.set_grad_enabled("clean" in needs or policy != "clean_frozen"), record_statistics(network) as statistics:
-        logits = network(x)
+            return network.train_logits(x)[0], {}
+    with torch.set_grad_enabled("clean" in needs or policy != "clean_frozen"):
+        logits, statistics = network.train_logits(x)
     if policy == "clean_frozen":
         statistics = {name: (mean.detach(), variance.detach()) for name, (mean, variance) in statistics.items()}
     return logits, statistics
@@ -158,17 +155,16 @@ def _adversarial(network, x_adv, statistics, policy) -> tuple[Tensor, BatchStati
     if policy == "clean_frozen":
         with use_statistics(network, statistics):
             return network(x_adv), statistics
-    with record_statistics(network) as own:
-        logits = network(x_adv)
+    logits, own = network.train_logits(x_adv)
     return logits, own if policy == "adversarial" else statistics
 
 
 def _bounds(network, loss, region, labels, needs, radii, statistics, config) -> dict[str, Bounds]:
     methods = [need for need in needs if need in TRAINING_METHODS]
-    regularized = config.shi.weight > 0 and radii.fraction < 1 and set(loss.needs) & set(TRAINING_METHODS)
+    regularized = config.shi.weight > 0 and radii.fraction < 1 and bool(set(loss.needs) & set(TRAINING_METHODS))
     if regularized and not methods:
         methods = ["ibp"]
-    return network.bounds_of(region, labels, methods, statistics, **loss.bound_options())
+    return network.bounds_of(region, labels, methods, statistics, regularized, **loss.bound_options())
 
 
 def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from test_soundness import CLASSES, INSTANCES, data, instance
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork, record_statistics
-from expressive_losses.bounds.interval import chain_of
+from expressive_losses.bounds.chain import chain_of
 from expressive_losses.types import Box
 
 CHAINS = [name for name in INSTANCES if name != "resnet"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expressive_losses.bounds.interval import Stage
+from expressive_losses.bounds.chain import Stage
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Box, other_classes
 
@@ -41,7 +41,7 @@ def crown_ibp_margins(
     upper line, others the lower. At the input the minimum over the box is A c - |A| r + constant.
 
     Args:
-        stages: from :func:`expressive_losses.bounds.interval.chain_of`; see :func:`transposable`.
+        stages: from :func:`expressive_losses.bounds.chain.chain_of`; see :func:`transposable`.
         box: normalised inputs, (B, *shape).
         relu_inputs: sound bounds on every ReLU's input, in order.
         labels: (B,) int64.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, get_args
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import lirpa
+from expressive_losses.bounds.chain import can_train, chain_of, frozen_logits, train_logits
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
-from expressive_losses.bounds.interval import chain_of, interval_bounds
-from expressive_losses.bounds.statistics import BatchStatistics
+from expressive_losses.bounds.interval import interval_bounds
+from expressive_losses.bounds.statistics import BatchStatistics, record_statistics, use_statistics
 from expressive_losses.errors import UserError
 from expressive_losses.types import Bounds, Box, specification
 
@@ -79,12 +80,38 @@ class BoundedNetwork(nn.Module):
         """Return the logits (B, K) of images (B, *shape) in pixel units."""
         return self.model(self.normalize(x))
 
+    def train_logits(self, x: Tensor) -> tuple[Tensor, BatchStatistics]:
+        """Return the logits in train mode, and BatchNorm's statistics of this batch with gradient.
+
+        Running statistics are updated. Needs train mode.
+        """
+        if self._chain is not None and can_train(self._chain):
+            logits, statistics = train_logits(self._chain, self.normalize(x))
+            return logits, {f"model.{name}": value for name, value in statistics.items()}
+        with record_statistics(self) as statistics:
+            return self(x), statistics
+
+    @contextmanager
+    def frozen(self, statistics: BatchStatistics | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield the logits in eval mode as a function of images, for attacks: its gradient is that to the images.
+
+        Args:
+            statistics: of BatchNorm; ``None``: the running ones.
+        """
+        if self._chain is not None:
+            logits = frozen_logits(self._chain, self._statistics(statistics))
+            yield lambda x: logits(self.normalize(x))
+        else:
+            with use_statistics(self, statistics):
+                yield self
+
     def bounds(
         self,
         box: Box,
         labels: Tensor,
         method: BoundMethod = "ibp",
         statistics: BatchStatistics | None = None,
+        hidden: bool = True,
         **options,
     ) -> Bounds:
         """Return lower bounds on f_y - f_j over the box, with the bounds on every ReLU's input.
@@ -98,6 +125,7 @@ class BoundedNetwork(nn.Module):
             method: "ibp"; "ibp_logits" (IBP without elision: differences of logit bounds); "crown_ibp" (IBP inside,
                 CROWN for the margins); "crown"; "alpha_crown".
             statistics: BatchNorm statistics to bound with, gradients flow into them; ``None`` means the running ones.
+            hidden: whether the bounds on the ReLUs' inputs are wanted; without them IBP takes less memory.
             options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`; of IBP,
                 ``relu_shrink``, see :func:`expressive_losses.bounds.interval.interval_bounds`.
 
@@ -108,7 +136,8 @@ class BoundedNetwork(nn.Module):
             raise UserError(f"unknown bound '{method}'; known: {', '.join(BOUND_METHODS)}")
         normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
         if method == "ibp" and self._chain is not None:
-            return interval_bounds(self._chain, normalised, labels, self._statistics(statistics), **options)
+            given = self._statistics(statistics)
+            return interval_bounds(self._chain, normalised, labels, given, hidden=hidden, **options)
         if method == "crown_ibp" and self._transposable and not options:
             return self._on_chain(normalised, labels, statistics)["crown_ibp"]
         if "relu_shrink" in options:
@@ -128,12 +157,13 @@ class BoundedNetwork(nn.Module):
         labels: Tensor,
         methods: Sequence[BoundMethod],
         statistics: BatchStatistics | None = None,
+        hidden: bool = True,
         **options,
     ) -> dict[str, Bounds]:
         """Return :meth:`bounds` for several methods; IBP comes out of CROWN-IBP's own pass, not out of a second one.
 
         Args:
-            box, labels, statistics, options: see :meth:`bounds`.
+            box, labels, statistics, hidden, options: see :meth:`bounds`.
             methods: any number of them.
         """
         if "ibp" in methods and "crown_ibp" in methods:
@@ -148,7 +178,7 @@ class BoundedNetwork(nn.Module):
         else:
             found = {}
         rest = [method for method in methods if method not in found]
-        return found | {method: self.bounds(box, labels, method, statistics, **options) for method in rest}
+        return found | {method: self.bounds(box, labels, method, statistics, hidden, **options) for method in rest}
 
     def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
         """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""

@@ -25,12 +25,31 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and biased variance per channel of (B, C) or (B, C, ...), each (C,).
 
-    Reduced over space first, then over the batch: on a CPU 15 times faster than one reduction over both.
+    The sums are arranged as a CPU does them fast: one reduction over all but the channels would take 15 times as long.
     """
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        mean = x.mean(0)
+        return mean, (x - mean).square().mean(0)
     x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
     mean = x.mean(2).mean(0)
     squared = (x - mean[:, None]).square()
     return mean, squared.mean(2).mean(0)
+
+
+@torch.no_grad()
+def update_running(norm: _BatchNorm, statistics: tuple[Tensor, Tensor], count: int) -> None:
+    """Move a layer's running statistics towards those of a batch, as BatchNorm in train mode does.
+
+    Args:
+        norm: whose momentum is a number.
+        statistics: mean and biased variance, (C,) each.
+        count: of values a channel: the running variance is the unbiased one.
+    """
+    mean, variance = statistics
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from expressive_losses import config as configs
 from expressive_losses import experiment
+from expressive_losses.allocator import keep_freed_memory
 from expressive_losses.cli.common import Parser, choose_device
 from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
@@ -36,6 +37,8 @@ def train(arguments: Sequence[str]) -> None:
         return
     config = configs.load(options.config, overrides(options))
     device = choose_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if options.dry_run:
         print(dry_run(config, device, options.data_dir))
         return

@@ -1,0 +1,202 @@
+"""Plain chains of layers, and their forward passes without what a step does not need.
+
+A chain is a Sequential of convolution or linear layers, each followed by BatchNorm, ReLU, both or neither, and of
+flattening. Nearly all networks of the papers are chains; everything else takes the module's own forward pass and
+auto_LiRPA's bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expressive_losses.bounds.kernels import batch_norm, conv2d_of_few_channels, flatten, has_few_channels
+from expressive_losses.bounds.statistics import BatchStatistics, update_running
+
+#: The affine layers of a chain, and the BatchNorm over their outputs. Exact types: a subclass may compute anything.
+_NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+
+
+class Affine(NamedTuple):
+    """An affine layer merged with its BatchNorm: x -> scale * (weight x) + bias.
+
+    Attributes:
+        layer: the convolution or linear layer, for its geometry.
+        weight: of the layer; for a convolution the scale is inside.
+        bias: (out,), or None.
+        scale: (out,) or a number, of a linear layer: its outputs are fewer than its weights.
+    """
+
+    layer: nn.Module
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the map of ``x``."""
+        if isinstance(self.layer, nn.Linear):
+            return _scaled(F.linear(x, self.weight), self.scale, self.bias)
+        return self.layer._conv_forward(x, self.weight, self.bias)
+
+    def of_radius(self, radius: Tensor) -> Tensor:
+        """Return |scale| |weight| radius."""
+        if isinstance(self.layer, nn.Linear):
+            scale = self.scale.abs() if isinstance(self.scale, Tensor) else self.scale
+            return _scaled(F.linear(radius, self.weight.abs()), scale, None)
+        return self.layer._conv_forward(radius, self.weight.abs(), None)
+
+
+def _scaled(y: Tensor, scale: Tensor | float, bias: Tensor | None) -> Tensor:
+    if isinstance(scale, Tensor) or scale != 1:
+        y = y * scale
+    return y if bias is None else y + bias
+
+
+@dataclass
+class Stage:
+    """One affine layer with what surrounds it.
+
+    Attributes:
+        affine: convolution or linear.
+        flatten: whether its input is flattened first.
+        norm: the BatchNorm layer after it, by name, if any.
+        relu: whether a ReLU follows.
+    """
+
+    affine: nn.Module
+    flatten: bool = False
+    norm: tuple[str, _BatchNorm] | None = None
+    relu: bool = False
+
+    def merged(self, statistics: BatchStatistics | None, factor: float = 1.0) -> Affine:
+        """Return the affine layer with its BatchNorm, with gradient.
+
+        Args:
+            statistics: of BatchNorm, by name; ``None``: the running ones.
+            factor: on the input.
+        """
+        weight, bias = self.affine.weight, self.affine.bias
+        scale: Tensor | float = factor
+        if self.norm is not None:
+            name, norm = self.norm
+            mean, variance = (statistics or {}).get(name, (norm.running_mean, norm.running_var))
+            scale = torch.rsqrt(variance + norm.eps)
+            if norm.weight is not None:
+                scale = scale * norm.weight
+            bias = (-mean if bias is None else bias - mean) * scale
+            if norm.bias is not None:
+                bias = bias + norm.bias
+            scale = scale * factor
+        if isinstance(self.affine, nn.Linear):
+            return Affine(self.affine, weight, bias, scale)
+        if isinstance(scale, Tensor):
+            scale = scale.view(-1, *[1] * (weight.ndim - 1))
+        elif scale == 1:
+            return Affine(self.affine, _laid_out(weight), bias)
+        return Affine(self.affine, _laid_out(weight * scale), bias)
+
+    def folded(self, statistics: BatchStatistics | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the affine layer with its BatchNorm inside, with gradient."""
+        _, weight, bias, scale = self.merged(statistics)
+        return weight * scale.unsqueeze(1) if isinstance(scale, Tensor) else weight, bias
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return ``x`` as the affine layer takes it: flattened, or an image batch with its channels last."""
+        return flatten(x) if self.flatten else _laid_out(x)
+
+
+def chain_of(model: nn.Module) -> list[Stage] | None:
+    """Return the stages of a chain that ends in a linear layer, or None when the module is something else."""
+    if type(model) is not nn.Sequential or any(_altered(layer) for layer in model.modules()):
+        return None
+    stages: list[Stage] = []
+    flatten = False
+    for name, layer in model.named_children():
+        last = stages[-1] if stages else None
+        if type(layer) in _NORMS and getattr(layer, "padding_mode", "zeros") == "zeros":
+            stages.append(Stage(layer, flatten))
+            flatten = False
+        elif type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
+            flatten = True
+        elif _is_norm_of(last, layer) and not (last.norm or last.relu or flatten):
+            last.norm = (name, layer)
+        elif type(layer) is nn.ReLU and last and not (last.relu or flatten):
+            last.relu = True
+        else:
+            return None
+    ends_linear = stages and isinstance(stages[-1].affine, nn.Linear) and not (stages[-1].norm or stages[-1].relu)
+    return stages if ends_linear and not flatten else None
+
+
+def train_logits(stages: list[Stage], x: Tensor) -> tuple[Tensor, BatchStatistics]:
+    """Return the logits in train mode and BatchNorm's statistics of this batch, with gradient.
+
+    As the module in train mode: running statistics are updated.
+
+    Args:
+        x: normalised, (B, *shape).
+    """
+    statistics = {}
+    for stage in stages:
+        x = stage.enter(x)
+        layer = stage.affine
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, layer.weight, layer.bias)
+        else:
+            x = layer._conv_forward(x, _laid_out(layer.weight), layer.bias)
+        if stage.norm is not None:
+            name, norm = stage.norm
+            x, statistics[name] = batch_norm(x, norm.weight, norm.bias, norm.eps)
+            update_running(norm, statistics[name], x.numel() // x.shape[1])
+        if stage.relu:
+            x = x.relu_()
+    return x, statistics
+
+
+def can_train(stages: list[Stage]) -> bool:
+    """Return whether :func:`train_logits` does what the module does: not with cumulative averages (momentum None)."""
+    return all(stage.norm is None or stage.norm[1].momentum is not None for stage in stages)
+
+
+def frozen_logits(stages: list[Stage], statistics: BatchStatistics | None) -> Callable[[Tensor], Tensor]:
+    """Return the logits in eval mode as a function of normalised images, for attacks: no parameter takes a gradient.
+
+    Args:
+        statistics: of BatchNorm, by name; ``None``: the running ones.
+    """
+    with torch.no_grad():
+        maps = [stage.merged(statistics) for stage in stages]
+
+    def logits(x: Tensor) -> Tensor:
+        for stage, affine in zip(stages, maps, strict=True):
+            x = stage.enter(x)
+            if has_few_channels(stage.affine, x):
+                x = conv2d_of_few_channels(x, affine.weight, affine.bias, stage.affine)
+            else:
+                x = affine(x)
+            if stage.relu:
+                x = x.relu_()
+        return x
+
+    return logits
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Return an image batch, or the weights of a 2d convolution, with channels last: convolutions are faster then."""
+    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _is_norm_of(stage: Stage | None, layer: nn.Module) -> bool:
+    """Return whether a layer is BatchNorm, with running statistics, over what this stage puts out."""
+    return stage is not None and type(layer) is _NORMS[type(stage.affine)] and layer.track_running_stats
+
+
+def _altered(layer: nn.Module) -> bool:
+    """Return whether hooks change what a layer computes: its type does not say then what it does."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)

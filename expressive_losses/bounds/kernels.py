@@ -1,0 +1,193 @@
+"""The few operations that a training step on a plain chain is made of, with their gradients written out.
+
+Each equals the composition of torch's own operations that its docstring names (tests compare values and gradients), but
+passes over the activations fewer times and keeps fewer of them for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from expressive_losses.bounds.statistics import batch_statistics
+from expressive_losses.types import Box
+
+#: Up to so many input channels, a CPU takes the input's gradient of a convolution faster by matrix products.
+_FEW_CHANNELS = 4
+
+
+class _IntervalReLU(Function):
+    """See :func:`interval_relu`."""
+
+    @staticmethod
+    def forward(ctx, center, radius, shrink, hidden):
+        ctx.set_materialize_grads(False)
+        ctx.shrink = shrink
+        lower, upper = center - radius, center + radius
+        if shrink < 1:
+            low, high = (center - shrink * radius).relu_(), (center + shrink * radius).relu_()
+        elif hidden:
+            low, high = lower.relu(), upper.relu()
+        else:
+            low, high = lower.relu_(), upper.relu_()
+        total, width = low + high, high.sub_(low)
+        ctx.save_for_backward(total, width)
+        return (total, width, lower, upper) if hidden else (total, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_total, to_width, *to_hidden):
+        total, width = ctx.saved_tensors
+        to_center = to_radius = None
+        if to_total is not None or to_width is not None:
+            to_total, to_width = (torch.zeros_like(total) if g is None else g for g in (to_total, to_width))
+            # relu(upper) > 0 where total > 0, relu(lower) > 0 where total > width
+            high = torch.ops.aten.threshold_backward(to_total + to_width, total, 0)
+            low = torch.ops.aten.threshold_backward(to_total - to_width, total - width, 0)
+            to_center, to_radius = high + low, high.sub_(low)
+            if ctx.shrink < 1:
+                to_radius.mul_(ctx.shrink)
+        if any(g is not None for g in to_hidden):
+            to_lower, to_upper = (torch.zeros_like(total) if g is None else g for g in to_hidden)
+            to_center = _sum(to_center, to_upper + to_lower)
+            to_radius = _sum(to_radius, to_upper - to_lower)
+        return to_center, to_radius, None, None
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
+
+
+def interval_relu(
+    center: Tensor, radius: Tensor, shrink: float = 1.0, hidden: bool = True
+) -> tuple[Tensor, Tensor, Box | None]:
+    """Return twice the centre and twice the radius of a ReLU's output interval, and its input interval.
+
+    With l = centre - radius and u = centre + radius: relu(u) + relu(l) and relu(u) - relu(l). Twice, because the factor
+    goes into the weights that follow at no cost (and without rounding).
+
+    Args:
+        center, radius: of the input, (B, ...).
+        shrink: factor on the radius before the ReLU.
+        hidden: whether to return the input interval (not shrunk); it takes memory.
+    """
+    found = _IntervalReLU.apply(center, radius, shrink, hidden)
+    return found[0], found[1], Box(found[2], found[3]) if hidden else None
+
+
+class _BatchNorm(Function):
+    """See :func:`batch_norm`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        ctx.set_materialize_grads(False)
+        ctx.eps = eps
+        mean, variance = batch_statistics(x)
+        ctx.save_for_backward(x, weight, mean, variance)
+        y, _, _ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_y, to_mean, to_variance):
+        x, weight, mean, variance = ctx.saved_tensors
+        to_y = torch.zeros_like(x) if to_y is None else to_y.contiguous(memory_format=_layout(x))
+        inverse = torch.rsqrt(variance + ctx.eps)
+        asked = [True, weight is not None, weight is not None]
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            to_y, x, weight, None, None, mean, inverse, True, ctx.eps, asked
+        )
+        if to_mean is not None or to_variance is not None:
+            _add_gradient_of_statistics(to_x, x, mean, to_mean, to_variance)
+        return to_x, to_weight, to_bias, None
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return BatchNorm in train mode and the batch's mean and biased variance, (C,) each, all with gradient.
+
+    torch's batch_norm beside :func:`expressive_losses.bounds.statistics.batch_statistics`; that of torch adds up with
+    less accuracy where the channels are last.
+    """
+    y, mean, variance = _BatchNorm.apply(x, weight, bias, eps)
+    return y, (mean, variance)
+
+
+def _add_gradient_of_statistics(to_x, x, mean, to_mean, to_variance) -> None:
+    """Add in place: d mean / dx = 1/n and d variance / dx = 2 (x - mean) / n."""
+    count = x.numel() // x.shape[1]
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    shift = torch.zeros_like(mean) if to_mean is None else to_mean / count
+    if to_variance is not None:
+        slope = 2 * to_variance / count
+        shift = shift - slope * mean
+        to_x.addcmul_(x, slope.view(shape))
+    to_x.add_(shift.view(shape))
+
+
+class _FewChannelsConv(Function):
+    """See :func:`conv2d_of_few_channels`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, dilation):
+        ctx.save_for_backward(weight)
+        ctx.geometry = x.shape[2:], stride, padding, dilation
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_y):
+        (weight,) = ctx.saved_tensors
+        size, stride, padding, dilation = ctx.geometry
+        columns = weight.flatten(1).t() @ to_y.flatten(2)
+        to_x = F.fold(columns, size, weight.shape[2:], dilation, padding, stride)
+        return to_x, None, None, None, None, None
+
+
+def conv2d_of_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None, layer: torch.nn.Conv2d) -> Tensor:
+    """Return the convolution of images with constant weights; the gradient goes to the images only.
+
+    The gradient is a matrix product and a sum over the windows (``fold``): with one to four channels, on a CPU, four to
+    seven times faster than torch's.
+    """
+    return _FewChannelsConv.apply(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+
+
+def has_few_channels(layer: torch.nn.Module, x: Tensor) -> bool:
+    """Return whether :func:`conv2d_of_few_channels` can do this layer, and faster."""
+    return (
+        type(layer) is torch.nn.Conv2d
+        and layer.in_channels <= _FEW_CHANNELS
+        and layer.groups == 1
+        and not isinstance(layer.padding, str)
+        and x.device.type == "cpu"
+    )
+
+
+class _Flatten(Function):
+    """See :func:`flatten`."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return x.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_y):
+        return to_y.view(ctx.shape).contiguous(memory_format=torch.channels_last)
+
+
+def flatten(x: Tensor) -> Tensor:
+    """Return ``x.flatten(1)``; the gradient is laid out as ``x`` was, since mixed layouts make what follows slow."""
+    return _Flatten.apply(x) if _layout(x) is torch.channels_last else x.flatten(1)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
