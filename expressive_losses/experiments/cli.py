@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
 from expressive_losses.experiments.polytope import polytope_command
@@ -57,6 +58,30 @@ def report_command(arguments: Sequence[str]) -> None:
     options = _parser("report", report_command.__doc__).parse_args(arguments)
     for path in options.files:
         _render(load(path), options, options.runs / "cells")
+
+
+def sweep_command(arguments: Sequence[str]) -> None:
+    """Tune: do the trials of a sweep file that are not done yet, then export their Pareto front."""
+    from expressive_losses.experiments import sweep, sweep_report  # here: only this command needs Optuna
+
+    parser = argparse.ArgumentParser(prog="expressive_losses.experiments sweep", description=sweep_command.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="sweep file")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/sweeps/<file>")
+    parser.add_argument(
+        "--storage", metavar="URL", help="database of Optuna, for several machines; default: a journal file"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
+    options = parser.parse_args(arguments)
+    asked = sweep.load(options.file)
+    out = options.out or Path("runs/sweeps") / asked.name
+    tuner = sweep.Tuner(asked, out, choose_device(options.device), options.data_dir, options.storage)
+    tuner.run()
+    summary = sweep_report.write(tuner)
+    found = (
+        f"{summary['trials']} trials, {len(summary['front'])} on the front, hypervolume {summary['hypervolume']:.4f}"
+    )
+    print(f"{found}: {out}")
 
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -120,6 +145,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": run_command,
     "report": report_command,
     "polytope": polytope_command,
+    "sweep": sweep_command,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from expressive_losses.experiments.observe import Observer
 from expressive_losses.locking import FolderLock
 from expressive_losses.results import row_of, verification_of
 from expressive_losses.run import TRAINED_MODEL, write_json
+from expressive_losses.trainer import Trainer
 
 
 class Busy(Exception):
     """Another process works on the cell."""
 
 
-def execute(cell: Cell, root: Path, device: torch.device, data_root: Path | None) -> bool:
+def execute(
+    cell: Cell,
+    root: Path,
+    device: torch.device,
+    data_root: Path | None,
+    watch: Callable[[Trainer], None] | None = None,
+) -> bool:
     """Do what is missing of a cell; an interrupted part is continued.
 
     Args:
@@ -31,6 +39,7 @@ def execute(cell: Cell, root: Path, device: torch.device, data_root: Path | None
         root: folder of all cells.
         device: to compute on.
         data_root: folder of the data sets.
+        watch: called after every step of training; may stop it by an exception.
 
     Returns:
         Whether there was anything to do.
@@ -48,16 +57,18 @@ def execute(cell: Cell, root: Path, device: torch.device, data_root: Path | None
             raise
         raise Busy from None
     try:
-        return _execute(cell, folder, device, data_root)
+        return _execute(cell, folder, device, data_root, watch)
     finally:
         lock.release()
 
 
-def _execute(cell: Cell, folder: Path, device: torch.device, data_root: Path | None) -> bool:
+def _execute(
+    cell: Cell, folder: Path, device: torch.device, data_root: Path | None, watch: Callable[[Trainer], None] | None
+) -> bool:
     worked = False
     run = folder / "run"
     if not (run / "summary.json").exists():
-        observe = Observer(cell.observe, run) if cell.observe else None
+        observe = Observer(cell.observe, run) if cell.observe else watch
         experiment.train(cell.resolved, run, device, data_root, resume=True, quiet=True, observe=observe)
         worked = True
     for name in cell.verifications:

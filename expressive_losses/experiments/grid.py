@@ -100,9 +100,9 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
     for entry, path in _files(experiment):
         replaced = {key: value for key, value in change.set.items() if value is not None}
         for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
-            assignments = _assignments(entry.set, replaced, entry.at.get(scale, {}), point)
+            assignments = assignments_of(entry.set, replaced, entry.at.get(scale, {}), point)
             own = {key: value for key, value in point.items() if key not in change.axes}
-            paper = configs.load(path, [parse_assignment(text) for text in _assignments(entry.set, own)])
+            paper = configs.load(path, [parse_assignment(text) for text in assignments_of(entry.set, own)])
             labels = _labels(entry, path, paper, point, radius)
             shared = {
                 "verifications": _verifications(experiment, entry, change, radius),
@@ -115,6 +115,15 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             }
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
     return found
+
+
+def assignments_of(*parts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the overrides as text, each at the place where it was given last."""
+    merged: dict[str, Any] = {}
+    for key, value in itertools.chain.from_iterable(part.items() for part in parts):
+        merged.pop(key, None)
+        merged[key] = value
+    return tuple(_assignment(key, value) for key, value in merged.items())
 
 
 def shard(all_cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
@@ -180,15 +189,6 @@ def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, 
         return entry.published
     figures = paper.paper or {}
     return figures if radius in (None, paper.eps.target.text) else figures.get("others", {}).get(radius)
-
-
-def _assignments(*parts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the overrides as text, each at the place where it was given last."""
-    merged: dict[str, Any] = {}
-    for key, value in itertools.chain.from_iterable(part.items() for part in parts):
-        merged.pop(key, None)
-        merged[key] = value
-    return tuple(_assignment(key, value) for key, value in merged.items())
 
 
 def _assignment(key: str, value: Any) -> str:

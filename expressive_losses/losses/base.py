@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -28,10 +28,12 @@ class Loss(Plugin):
             attacked images as a leaf that takes a gradient) and margin bounds: "ibp", "ibp_logits" (IBP without
             elision of the last layer), "crown_ibp".
         separable: whether the loss is a mean over samples, so that a batch may be worked off in parts.
+        search_space: fields worth tuning: ``{"alpha": {"low": 1e-3, "high": 1.0, "log": True}}``.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     separable: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, Mapping[str, float | bool]]] = {}
 
     def needed(self, now: Progress) -> tuple[str, ...]:
         """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
@@ -115,6 +117,7 @@ class KappaLoss(Loss):
     NOTE: the papers write kappa for the weight of the clean term; here it is the weight of the verified one.
     """
 
+    search_space: ClassVar = {"kappa_end": {"low": 0.25, "high": 1.0}}
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the verified loss at the start of the ramp")
     kappa_end: float = Field(1.0, ge=0, le=1, description="weight of the verified loss from the end of the ramp on")
     kappa_schedule: plugin_field(EPS_SCHEDULES, optional=True) = Field(
@@ -144,6 +147,7 @@ class ExpressiveLoss(Loss):
     Source: paper "Expressive Losses", definition 3.1.
     """
 
+    search_space: ClassVar = {"alpha": {"low": 1e-3, "high": 1.0, "log": True}}
     alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: verified loss")
     bound: TrainingBound = Field("ibp", description="method of the verified margins")
     robust_weight: float = Field(1.0, gt=0, le=1, description="the rest is the weight of the clean loss")
