@@ -1,0 +1,207 @@
+"""Random networks and random boxes: everything that the bounds claim to handle, in small."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expressive_losses.bounds import BatchStatistics, BoundedNetwork, record_statistics, use_statistics
+from expressive_losses.losses.base import verified_cross_entropy
+from expressive_losses.types import Box
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.1),
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+#: How often each activation is chosen: ReLU is what branch-and-bound, MIP and the fast path are about.
+WEIGHTS = (6, 1, 1, 1)
+POOLS = {"average": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2)}
+
+
+class Residual(nn.Module):
+    """x + body(x)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + body(x)."""
+        return x + self.body(x)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network as a function of the image: in eval mode, or with the BatchNorm statistics of a batch.
+
+    Attributes:
+        features: what it is made of, for the table.
+        statistics: of a training batch; ``None``: the running ones.
+    """
+
+    network: BoundedNetwork
+    features: tuple[str, ...]
+    statistics: BatchStatistics | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.network.mean.dtype
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits as the function that the bounds are about has them."""
+        with use_statistics(self.network, self.statistics):
+            return self.network(x)
+
+
+def random_subject(seed: int, flat: bool = False) -> Subject:
+    """Return the network number ``seed``; ``flat``: of two inputs, for exhaustive grids."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    activation = choose.choices(list(ACTIVATIONS), WEIGHTS)[0]
+    shape = (2,) if flat else (choose.choice([1, 2]), choose.choice([4, 5, 6]), choose.choice([4, 5]))
+    classes = choose.choice([2, 3, 4])
+    features = [activation]
+    layers = _dense(choose, 2, activation, features) if flat else _convolutional(choose, shape, activation, features)
+    module = nn.Sequential(*layers)
+    with torch.no_grad():
+        width = module.eval()(torch.zeros(2, *shape)).shape[1]
+    module.append(nn.Linear(width, classes))
+    mean, std = (0.3,) * shape[0], tuple(0.3 + 0.2 * channel for channel in range(shape[0]))
+    network = BoundedNetwork(module, shape, classes, mean, std, fast_intervals=choose.random() < 0.7)
+    features.append("fast path" if network._chain is not None else "auto_LiRPA")
+    _randomize(network, choose)
+    if choose.random() < 0.4:
+        _train(network, choose)
+        features.append("trained")
+    network = network.to(choose.choice([torch.float32, torch.float64])).eval()
+    features.append(str(network.mean.dtype).removeprefix("torch."))
+    return Subject(network, tuple(features), _statistics(network, choose, features))
+
+
+def _dense(choose: random.Random, width: int, activation: str, features: list[str]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(choose.randint(1, 3)):
+        hidden = choose.choice([4, 6, 8])
+        layers.append(nn.Linear(width, hidden, bias=choose.random() < 0.8))
+        if choose.random() < 0.4:
+            layers.append(nn.BatchNorm1d(hidden))
+            features.append("batch norm")
+        layers.append(ACTIVATIONS[activation]())
+        width = hidden
+    features.append("linear")
+    return layers
+
+
+def _convolutional(
+    choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]
+) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    channels, side = shape[0], min(shape[1:])
+    for _ in range(choose.randint(1, 2)):
+        out, kernel = choose.choice([2, 4]), choose.choice([1, 2, 3])
+        stride, padding = choose.choice([1, 1, 2]), choose.choice([0, 1])
+        groups = 2 if channels % 2 == 0 and choose.random() < 0.3 else 1
+        after = (side + 2 * padding - kernel) // stride + 1
+        if after < 2:
+            break
+        bias = choose.random() < 0.7
+        layers.append(nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=bias))
+        features.append("groups" if groups > 1 else "stride" if stride > 1 else "convolution")
+        if choose.random() < 0.5:
+            layers.append(nn.BatchNorm2d(out, affine=choose.random() < 0.8))
+            features.append("batch norm")
+        layers.append(ACTIVATIONS[activation]())
+        channels, side = out, after
+        if choose.random() < 0.2:
+            body = [nn.Conv2d(channels, channels, 3, padding=1), ACTIVATIONS[activation]()]
+            layers.append(Residual(nn.Sequential(*body)))
+            features.append("residual")
+    if side >= 4 and choose.random() < 0.3:
+        pool = choose.choice(list(POOLS))
+        layers.append(POOLS[pool]())
+        features.append(f"{pool} pooling")
+    layers.append(nn.Flatten())
+    if choose.random() < 0.6:
+        layers.append(nn.LazyLinear(6))
+        if choose.random() < 0.3:
+            layers.append(nn.BatchNorm1d(6))
+        layers.append(ACTIVATIONS[activation]())
+    return layers
+
+
+@torch.no_grad()
+def _randomize(network: BoundedNetwork, choose: random.Random) -> None:
+    """Weights of many sizes, BatchNorm as after some training, with scales of both signs."""
+    scale = choose.choice([0.5, 1.0, 2.0])
+    for parameter in network.parameters():
+        parameter.mul_(scale)
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.3, 2)
+            if layer.weight is not None:
+                layer.weight.uniform_(-1.5, 1.5)
+                layer.bias.uniform_(-0.5, 0.5)
+
+
+def _train(network: BoundedNetwork, choose: random.Random) -> None:
+    """Some steps on random points with the labels of a random linear map, by IBP where there is a fast path."""
+    x = torch.rand(32, *network.shape)
+    labels = (x.flatten(1) @ torch.randn(x[0].numel(), network.classes)).argmax(1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    verified = network._chain is not None and choose.random() < 0.5
+    network.train()
+    for _ in range(25):
+        optimizer.zero_grad()
+        if verified:
+            network(x)  # the running statistics
+            loss = verified_cross_entropy(network.margins(Box.around(x, 0.03), labels))
+        else:
+            loss = nn.functional.cross_entropy(network(x), labels)
+        loss.backward()
+        optimizer.step()
+
+
+def _statistics(network: BoundedNetwork, choose: random.Random, features: list[str]) -> BatchStatistics | None:
+    """Return the statistics of a clean or of an attacked batch (the policies of training), or none: the running ones."""
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
+        return None
+    policy = choose.choice(["running", "clean", "adversarial"])
+    features.append(f"{policy} statistics")
+    if policy == "running":
+        return None
+    x = torch.rand(16, *network.shape, dtype=network.mean.dtype)
+    x = x if policy == "clean" else (x + 0.1 * torch.randn_like(x).sign()).clamp(0, 1)
+    with torch.no_grad(), record_statistics(network) as statistics:
+        network.train()(x)
+    network.eval()
+    return {name: (mean.detach(), variance.detach()) for name, (mean, variance) in statistics.items()}
+
+
+def random_boxes(subject: Subject, seed: int, count: int = 6) -> tuple[Box, Tensor]:
+    """Return boxes in [0, 1] and a label for each: balls of many radii, odd-shaped, degenerate, a point, everything."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, dtype = (count, *subject.network.shape), subject.dtype
+    x = torch.rand(shape, generator=generator, dtype=dtype)
+    other = torch.rand(shape, generator=generator, dtype=dtype)
+    radius = torch.tensor([0.0, 0.003, 0.03, 0.1, 0.3, 1.0], dtype=dtype)[torch.arange(count) % 6]
+    ball = Box.around(x, radius.view(-1, *[1] * (x.dim() - 1)))
+    kind = torch.randint(3, (count,), generator=generator).view(-1, *[1] * (x.dim() - 1))
+    flat = torch.rand(shape, generator=generator) < 0.5  # these inputs do not move
+    low, high = torch.minimum(x, other), torch.maximum(x, other)
+    lower = torch.where(kind == 0, low, torch.where((kind == 1) & flat, x, ball.lower))
+    upper = torch.where(kind == 0, high, torch.where((kind == 1) & flat, x, ball.upper))
+    lower[0], upper[0] = x[0], x[0]
+    box = Box(lower, upper)
+    labels = subject.logits(box.center).argmax(1)
+    wrong = torch.rand(count, generator=generator) < 0.2
+    return box, torch.where(wrong, (labels + 1) % subject.network.classes, labels)
+
+
