@@ -74,7 +74,7 @@ def random_subject(seed: int, flat: bool = False) -> Subject:
         width = module.eval()(torch.zeros(2, *shape)).shape[1]
     module.append(nn.Linear(width, classes))
     mean, std = (0.3,) * shape[0], tuple(0.3 + 0.2 * channel for channel in range(shape[0]))
-    network = BoundedNetwork(module, shape, classes, mean, std, fast_intervals=choose.random() < 0.7)
+    network = BoundedNetwork(module, shape, classes, mean, std, fast_chain=choose.random() < 0.7)
     features.append("fast path" if network._chain is not None else "auto_LiRPA")
     _randomize(network, choose)
     if choose.random() < 0.4:

@@ -199,7 +199,7 @@ class Graph:
         x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
         with torch.no_grad():
             expected = traced(x)
-        options = {"conv_mode": "patches", "sparse_features_alpha": False}
+        options = {"conv_mode": _convolution_mode(model, dummy.shape), "sparse_features_alpha": False}
         said = io.StringIO()
         try:
             with _logged_to(said):
@@ -257,6 +257,26 @@ def _reason(error: Exception, said: io.StringIO) -> str:
     printed = re.findall(r"^Name: (\S+?), Attr: (?:.*'operator': '(\w+)')?", said.getvalue(), re.MULTILINE)
     operations = [operator or name for name, operator in printed]
     return f"unsupported operation {', '.join(operations)}" if operations else str(error)
+
+
+def _convolution_mode(model: nn.Module, shape: Sequence[int]) -> str:
+    """Return "patches", which is fast, where it is right: for square images and layers, without groups and dilation.
+
+    Elsewhere auto_LiRPA 0.3 reads the wrong memory: CROWN fails or, worse, returns what is no bound (found by
+    campaigns/soundness.py).
+    """
+    settings = [
+        getattr(layer, name, 1)
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d)
+        for name in ("kernel_size", "stride", "padding")
+    ]
+    oblong = any(not isinstance(one, int) and len(set(one)) > 1 for one in settings)
+    special = any(
+        layer.groups > 1 or set(layer.dilation) != {1} for layer in model.modules() if isinstance(layer, nn.Conv2d)
+    )
+    square = len(shape) == 4 and shape[2] == shape[3]
+    return "patches" if square and not oblong and not special else "matrix"
 
 
 def _with_all_parameters(model: nn.Module) -> nn.Module:
