@@ -170,7 +170,7 @@ def _train(network: BoundedNetwork, choose: random.Random) -> None:
 
 
 def _statistics(network: BoundedNetwork, choose: random.Random, features: list[str]) -> BatchStatistics | None:
-    """Return the statistics of a clean or of an attacked batch (the policies of training), or none: the running ones."""
+    """Return the statistics of a clean or of an attacked batch (the policies of training); none: the running ones."""
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules()):
         return None
     policy = choose.choice(["running", "clean", "adversarial"])
@@ -203,5 +203,3 @@ def random_boxes(subject: Subject, seed: int, count: int = 6) -> tuple[Box, Tens
     labels = subject.logits(box.center).argmax(1)
     wrong = torch.rand(count, generator=generator) < 0.2
     return box, torch.where(wrong, (labels + 1) % subject.network.classes, labels)
-
-

@@ -90,9 +90,14 @@ class Campaign:
         if len(self.examples) < 20:
             self.examples.append(f"{method}: {what}")
 
-    def run(self, checks: int, samples: int = 250) -> Campaign:
-        """Take one random network after the other until ``checks`` are done; every fifth has two inputs and a grid."""
-        while self.checks < checks:
+    def run(self, checks: int, samples: int = 250, until_violation: bool = False) -> Campaign:
+        """Take one random network after the other until ``checks`` are done; every fifth has two inputs and a grid.
+
+        Args:
+            samples: points of each box, besides corners, attacks and grids.
+            until_violation: stop after the first network with one.
+        """
+        while self.checks < checks and not (until_violation and self.violations):
             number = self.networks
             self.examine(random_subject(self.seed + number, flat=number % 5 == 4), self.seed + number, samples)
             self.networks += 1
@@ -138,9 +143,8 @@ class Campaign:
     def _verify(self, subject, box, labels, lowest, scale, points, seed) -> None:
         """Ask every verifier; what it proves must hold at the points, what it refutes must be refuted by its point."""
         statuses: dict[str, tuple[Status, ...]] = {}
-        problem = Problem(
-            box.center, labels, box, torch.full_like(lowest, -torch.inf), tuple(range(len(box))), seed
-        )
+        unknown, indices = torch.full_like(lowest, -torch.inf), tuple(range(len(box)))
+        problem = Problem(box.center, labels, box, subject.logits(box.center), unknown, indices, seed)
         for name in VERIFIERS.names():
             if name in ("clean", "attack") or (name in COMPLETE and self.networks % 3):
                 continue
@@ -218,6 +222,7 @@ def _points(subject: Subject, box: Box, labels: Tensor, seed: int, samples: int)
 
 def _differentiable(subject: Subject):
     """Return the logits with gradient, as the attack wants them."""
+
     def logits(x: Tensor) -> Tensor:
         with use_statistics(subject.network, subject.statistics):
             return subject.network(x)
@@ -235,9 +240,7 @@ def table(campaign: Campaign) -> str:
     lines = [f"{'method':<22}{'networks':>9}{'boxes':>8}{'comparisons':>14}{'refused':>9}{'violations':>12}"]
     for name, one in campaign.tallies.items():
         refused = sum(one.refused.values())
-        lines.append(
-            f"{name:<22}{one.networks:>9}{one.boxes:>8}{one.comparisons:>14,}{refused:>9}{one.violations:>12}"
-        )
+        lines.append(f"{name:<22}{one.networks:>9}{one.boxes:>8}{one.comparisons:>14,}{refused:>9}{one.violations:>12}")
     lines.append("")
     lines.append("networks with: " + ", ".join(f"{name} {count}" for name, count in campaign.features.most_common()))
     lines.append(

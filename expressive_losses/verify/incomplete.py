@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork, BoundMethod
 from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.registry import VERIFIERS
+from expressive_losses.types import Box
 from expressive_losses.verify.base import (
     DEFAULT_TOLERANCE,
     Problem,
@@ -18,6 +20,24 @@ from expressive_losses.verify.base import (
     is_out_of_memory,
     verdict_of_bounds,
 )
+
+
+@torch.no_grad()
+def margins_by(
+    name: str, network: BoundedNetwork, box: Box, labels: Tensor, method: BoundMethod, **options: Any
+) -> Tensor:
+    """Return the margins' lower bounds, (B, K-1), for the verifier ``name``.
+
+    Raises:
+        UnsupportedNetwork: whatever auto_LiRPA raises, all kinds of errors, for a layer that it cannot handle.
+    """
+    try:
+        return network.margins(box, labels, method, **options)
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        reason = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
+        raise UnsupportedNetwork(f"bound '{name}': {reason}") from error
 
 
 class BoundVerifier(Verifier):
@@ -36,14 +56,7 @@ class BoundVerifier(Verifier):
         return {}
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
-        try:
-            with torch.no_grad():
-                margins = network.margins(problem.box, problem.labels, self.method, **self.options())
-        except Exception as error:  # auto_LiRPA raises all kinds for a layer that it cannot handle
-            if isinstance(error, UserError) or is_out_of_memory(error):
-                raise
-            reason = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
-            raise UnsupportedNetwork(f"bound '{self.name}': {reason}") from error
+        margins = margins_by(self.name, network, problem.box, problem.labels, self.method, **self.options())
         return verdict_of_bounds(problem, margins, self.tolerance)
 
 

@@ -22,6 +22,7 @@ from expressive_losses.verify.base import (
     Verifier,
     is_counterexample,
 )
+from expressive_losses.verify.incomplete import margins_by
 
 
 @VERIFIERS.register("input-bab")
@@ -155,8 +156,8 @@ class _Search:
             cover.push(box[mine & ~proven], margins[mine & ~proven])
 
     def _bound(self, box: Box, rows: Tensor, known: Tensor) -> Tensor:
-        with torch.no_grad():
-            found = self._network.margins(box, self._problem.labels[rows], self._settings.bound)
+        settings = self._settings
+        found = margins_by(settings.name, self._network, box, self._problem.labels[rows], settings.bound)
         found = torch.where(torch.isfinite(found), found, -torch.inf)
         return torch.maximum(found, known)  # what held on the larger box holds on its halves
 

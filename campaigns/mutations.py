@@ -1,0 +1,250 @@
+"""Does the soundness campaign notice an unsound line? Break the package on purpose, one line at a time, and see.
+
+Each mutation replaces one piece of source text at import, in a process of its own; nothing on the disk is changed.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+PACKAGE = Path(__file__).parent.parent / "expressive_losses"
+
+
+class Mutation(NamedTuple):
+    """One broken line.
+
+    Attributes:
+        name: what is broken, in words.
+        module: file of the package.
+        old, new: the source text, which occurs once, and what replaces it.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+MUTATIONS = (
+    Mutation(
+        "sign: the radius goes through W, not |W|",
+        "bounds/interval.py",
+        "stage.apply(radius, weight.abs(), None)",
+        "stage.apply(radius, weight, None)",
+    ),
+    Mutation(
+        "sign: the width of the margins is added",
+        "bounds/interval.py",
+        "last.bias), labels) - width",
+        "last.bias), labels) + width",
+    ),
+    Mutation(
+        "elision: W_y - W_j without absolute values",
+        "bounds/interval.py",
+        "(rows.abs() @ radius.unsqueeze(2))",
+        "(rows @ radius.unsqueeze(2))",
+    ),
+    Mutation(
+        "clip: a ReLU's lower bound is not clipped at 0",
+        "bounds/interval.py",
+        "lower, upper = F.relu(lower), F.relu(upper)",
+        "lower, upper = lower, F.relu(upper)",
+    ),
+    Mutation(
+        "clip: a ReLU's upper bound is its centre",
+        "bounds/interval.py",
+        "lower, upper = F.relu(lower), F.relu(upper)",
+        "lower, upper = F.relu(lower), F.relu(center)",
+    ),
+    Mutation(
+        "BatchNorm: the scale of a layer without its variance",
+        "bounds/interval.py",
+        "scale = torch.rsqrt(variance + norm.eps)",
+        "scale = torch.ones_like(variance)",
+    ),
+    Mutation(
+        "BatchNorm: running statistics in place of the batch's",
+        "bounds/interval.py",
+        "(statistics or {}).get(name, (norm.running_mean, norm.running_var))",
+        "(norm.running_mean, norm.running_var)",
+    ),
+    Mutation(
+        "BatchNorm: auto_LiRPA's graph gets the running statistics in place of the batch's",
+        "bounds/lirpa.py",
+        "(statistics or {}).get(name, (layer.running_mean, layer.running_var))",
+        "(layer.running_mean, layer.running_var)",
+    ),
+    Mutation(
+        "specification: f_j - f_y in place of f_y - f_j",
+        "types.py",
+        "return eye[labels].unsqueeze(1) - eye[others]",
+        "return eye[others] - eye[labels].unsqueeze(1)",
+    ),
+    Mutation(
+        "normalisation: the box is bounded without it",
+        "bounds/network.py",
+        "normalised = Box(self.normalize(box.lower), self.normalize(box.upper))\n        if method ==",
+        "normalised = box\n        if method ==",
+    ),
+    Mutation(
+        "box: the lower corner is the middle",
+        "bounds/network.py",
+        "normalised = Box(self.normalize(box.lower), self.normalize(box.upper))\n        if method ==",
+        "normalised = Box(self.normalize(box.center), self.normalize(box.upper))\n        if method ==",
+    ),
+    Mutation(
+        "CROWN: oblong and grouped convolutions in patches mode",
+        "bounds/lirpa.py",
+        'return "patches" if square and not oblong and not special else "matrix"',
+        'return "patches"',
+    ),
+    Mutation(
+        "slope: CROWN-IBP's upper line has no intercept",
+        "bounds/crown_ibp.py",
+        "return (slope > 0.5).to(slope.dtype), slope, -lower * slope",
+        "return (slope > 0.5).to(slope.dtype), slope, 0 * slope",
+    ),
+    Mutation(
+        "slope: CROWN-IBP's lower line is steeper than the ReLU",
+        "bounds/crown_ibp.py",
+        "return (slope > 0.5).to(slope.dtype), slope, -lower * slope",
+        "return 1.5 * (slope > 0.5).to(slope.dtype), slope, -lower * slope",
+    ),
+    Mutation(
+        "slope: branch-and-bound's upper line of an unstable ReLU is too flat",
+        "bounds/beta_crown.py",
+        "up = torch.where(free, upper / width, active.to(lower))",
+        "up = torch.where(free, 0.5 * upper / width, active.to(lower))",
+    ),
+    Mutation(
+        "slope: branch-and-bound's upper line has no intercept",
+        "bounds/beta_crown.py",
+        "shift = torch.where(free, -lower * upper / width, 0.0)",
+        "shift = torch.zeros_like(up)",
+    ),
+    Mutation(
+        "split: the multiplier of a split may be negative",
+        "bounds/beta_crown.py",
+        ".clamp_min_(0) if split else dual.beta",
+        " if split else dual.beta",
+    ),
+    Mutation(
+        "split: a halved box loses a part",
+        "verify/input_splitting.py",
+        "return Box(torch.cat([box.lower, above]), torch.cat([below, box.upper]))",
+        "return Box(torch.cat([box.lower, above]), torch.cat([below, box.center]))",
+    ),
+    Mutation(
+        "interval: absolute values of a convolution's weights forgotten",
+        "bounds/layers.py",
+        "        return self._convolve(x, self._absolute)",
+        "        return self._convolve(x, self.weight)",
+    ),
+    Mutation(
+        "interval: absolute values of a matrix forgotten",
+        "bounds/layers.py",
+        "return F.linear(x, self._absolute)",
+        "return F.linear(x, self.weight)",
+    ),
+)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Loads one module of the package from changed source."""
+
+    def __init__(self, mutation: Mutation) -> None:
+        self._mutation = mutation
+        self._name = "expressive_losses." + mutation.module.removesuffix(".py").replace("/", ".")
+
+    def find_spec(self, fullname, path, target=None):
+        """Return the spec of the mutated module, and of no other."""
+        if fullname != self._name:
+            return None
+        file = PACKAGE / self._mutation.module
+        return importlib.machinery.ModuleSpec(fullname, _Loader(fullname, str(file), self._mutation), origin=str(file))
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Reads the source with the mutation in it, past any cached bytecode."""
+
+    def __init__(self, name: str, path: str, mutation: Mutation) -> None:
+        super().__init__(name, path)
+        self._mutation = mutation
+
+    def get_code(self, fullname):
+        """Compile the mutated source."""
+        return self.source_to_code(mutated(self._mutation).encode(), self.path)
+
+
+def mutated(mutation: Mutation) -> str:
+    """Return the mutated source.
+
+    Raises:
+        ValueError: when the line has changed since: then the mutation must follow it.
+    """
+    source = (PACKAGE / mutation.module).read_text(encoding="utf-8")
+    if source.count(mutation.old) != 1:
+        raise ValueError(f"'{mutation.name}': the text occurs {source.count(mutation.old)} times in {mutation.module}")
+    return source.replace(mutation.old, mutation.new)
+
+
+def violations(mutation: Mutation, checks: int = 400_000) -> int:
+    """Return how many violations the campaign finds with this mutation; stops at the first network with one."""
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "from campaigns.mutations import MUTATIONS, install\n"
+        f"install(MUTATIONS[{MUTATIONS.index(mutation)}])\n"
+        "from campaigns.soundness import Campaign\n"
+        f"print('violations', Campaign().run({checks}, samples=60, until_violation=True).violations)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("violations ")]
+    if not found:
+        raise RuntimeError(f"'{mutation.name}': {done.stderr.strip().splitlines()[-1]}")
+    return int(found[0])
+
+
+def install(mutation: Mutation) -> None:
+    """Mutate the package in this process; before it is imported."""
+    sys.meta_path.insert(0, _Finder(mutation))
+
+
+def main(out: Path | None) -> int:
+    """Try all mutations; print which were noticed, append a row to ``out``, return 1 if one was not."""
+    started, found = time.monotonic(), {}
+    for mutation in MUTATIONS:
+        found[mutation.name] = violations(mutation)
+        print(f"{'noticed' if found[mutation.name] else 'MISSED':<9}{mutation.name}", flush=True)
+    missed = [name for name, count in found.items() if not count]
+    print(f"{len(found) - len(missed)} of {len(found)} mutations noticed")
+    if out:
+        _write(out, found, time.monotonic() - started)
+    return int(bool(missed))
+
+
+def _write(out: Path, found: dict[str, int], seconds: float) -> None:
+    from expressive_losses.run import environment
+
+    about = environment(torch.device("cpu"))
+    row = {
+        "campaign": "mutations",
+        "command": "python -m campaigns.soundness --mutations",
+        "noticed": sum(map(bool, found.values())),
+        "of": len(found),
+        "mutations": {name: bool(count) for name, count in found.items()},
+        "seconds": round(seconds, 1),
+        **{key: about[key] for key in ("time", "git", "device", "torch", "auto_LiRPA", "python")},
+    }
+    with open(out, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
