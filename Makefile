@@ -2,6 +2,7 @@
 # make test      set everything up, run the tests        (ARGS="-k soundness" and the like are passed to pytest)
 # make install   set everything up in .venv
 # make lint      check the style
+# make soundness try to find a bound that is not one         (minutes; campaigns/README.md)
 # make clean     remove .venv, caches and demo runs
 #
 # Needed: python3 (3.10 to 3.13) with venv, and make. Options:
@@ -26,7 +27,7 @@ ifneq ($(LIRPA),$(INSTALLED_LIRPA))
 OTHER_LIRPA := FORCE
 endif
 
-.PHONY: install test demo lint clean FORCE
+.PHONY: install test demo lint soundness clean FORCE
 
 install: $(INSTALLED)
 
@@ -40,6 +41,9 @@ demo: install
 
 lint: install
 	$(BIN)/python -m ruff check .
+
+soundness: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -W ignore -m campaigns.soundness --out results/soundness.jsonl $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs/demo-* build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
