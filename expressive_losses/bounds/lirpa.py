@@ -150,10 +150,22 @@ class Graph:
     def _compute(self, box: Box, matrices: Tensor, method: str, fixed: dict | None = None) -> Bounds:
         x = self._input(box)
         intermediate = {} if fixed is None else {self._fixed_keyword: fixed}
+        if method == "crown":
+            intermediate["reference_bounds"] = self._interval_references(x)
         lower, _ = self._bounded.compute_bounds(
             x=(x,), C=matrices, method=_METHODS[method], bound_upper=False, **intermediate
         )
         return Bounds(lower, box, self._relu_inputs())
+
+    def _interval_references(self, x) -> dict[str, list[Tensor]]:
+        """Return IBP bounds on the ReLUs' inputs, for CROWN's to be intersected with.
+
+        auto_LiRPA runs CROWN for the neurons that IBP leaves unstable in some image of the batch, and then takes those
+        bounds for all images. They may be looser than IBP: a neuron that is stable when its image is bounded alone
+        would be unstable in company. Intersected, a bound does not depend on the batch.
+        """
+        self._bounded.compute_bounds(x=(x,), method="IBP")
+        return self._named(self._relu_inputs())
 
     def _input(self, box: Box):
         """Return auto_LiRPA's perturbed input. A dispatch mode (a counter of operations) must not see it made."""
