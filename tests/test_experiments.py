@@ -16,12 +16,13 @@ from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, render
 from expressive_losses.experiments.cli import CellsFailed, main
+from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page
 from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import lines
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*.yaml") if not path.stem.startswith("base"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*/[tf]*.yaml"))  # table, figure; base and sweeps are none
 CONFIG = {"method": {"name": "mtl_ibp", "alpha": 0.2}, "data": {"name": "digits"}, "eps": {"target": "0.05"}}
 SMALL = {"model": {"name": "cnn_tiny", "width": 2, "hidden": 4}, "training.epochs": 1, "eps.schedule.length": 0.5}
 EXPERIMENT = {
@@ -235,3 +236,26 @@ def test_committed_pages_are_those_of_the_committed_rows(path, scale, monkeypatc
     assert _rows(path, scale).with_suffix(".md").read_text() == page(load(path), scale, ROOT / "results")
     for line in _rows(path, scale).read_text().splitlines():
         assert {"device", "time", "git", "command", "images", "seed"} <= set(json.loads(line))
+
+
+def test_the_overview_is_that_of_the_committed_rows(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    assert text.partition(BEGIN)[2].partition(END)[0] == overview(SCRIPTS, Path("results"))
+
+
+def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):
+    """Two radii of one network: 10 s of training once, 1 s of verification each."""
+    entries = [{"config": "small.yaml", "tested": ["0.1", "0.2"], "axes": {"method.alpha": [0.1, 0.2]}}]
+    path = write(tmp_path, entries=entries)
+    first, second = grid.cells(load(path), "smoke")[:4:2]
+    file = tmp_path / "results" / "smoke" / tmp_path.name / "table.jsonl"
+    file.parent.mkdir(parents=True)
+    more = {"device": "CPU x2", "training_seconds": 10.0}
+    rows = [{**made_up(cell, 50.0), **more} for cell in (first, second)]
+    for row in rows:
+        row["verify"]["ibp"]["seconds"] = 1.0
+    assert rows[0]["command"] == rows[1]["command"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "2 of 4 cells](../results/smoke/" in overview([path], tmp_path / "results")
+    assert "12 s (CPU x2) | not run (4 cells) |" in overview([path], tmp_path / "results")

@@ -47,7 +47,7 @@ def test_points_are_apart():
 def test_training_tightens_the_bounds_of_the_toy_problem(tmp_path, capsys):
     polytope.polytope_command(["--out", str(tmp_path / "figure4")])
     (row,) = [json.loads(line) for line in (tmp_path / "figure4.jsonl").read_text().splitlines()]
-    assert row["looseness"]["0"] > row["looseness"]["800"] >= 1
+    assert row["looseness"]["0"] > 1000 and 1 <= row["looseness"]["800"] < 2
     assert (tmp_path / "figure4.png").stat().st_size > 1000
 
 

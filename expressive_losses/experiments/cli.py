@@ -10,6 +10,7 @@ from pathlib import Path
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
+from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.polytope import polytope_command
 from expressive_losses.experiments.report import report, rows_file
 from expressive_losses.experiments.rows import collect
@@ -84,6 +85,18 @@ def sweep_command(arguments: Sequence[str]) -> None:
     print(f"{found}: {out}")
 
 
+def overview_command(arguments: Sequence[str]) -> None:
+    """Write the list of all experiment files, with what was run of each, into a document."""
+    parser = argparse.ArgumentParser(
+        prog="expressive_losses.experiments overview", description=overview_command.__doc__
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
+    parser.add_argument("--document", type=Path, required=True, metavar="FILE", help="with the two marks in it")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    write_overview(options.document, options.files, options.results)
+
+
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"expressive_losses.experiments {name}", description=description)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
@@ -146,6 +159,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report_command,
     "polytope": polytope_command,
     "sweep": sweep_command,
+    "overview": overview_command,
 }
 
 
