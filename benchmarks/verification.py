@@ -3,6 +3,7 @@
     python benchmarks/verification.py runs/quick/mnist_0.3/mtl_ibp/model.pt --bound clean,ibp --data-dir data
 
 The three take turns in one process, so that other work on the machine disturbs them alike; ratios are of neighbours.
+Seconds are CPU time: on a shared machine wall time says more about its other users. Run it with OMP_NUM_THREADS=1.
 The loop does what published verifiers do: one image after the other through auto_LiRPA's BoundedModule.
 """
 
@@ -79,10 +80,10 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = time.process_time()
             with computing_in(torch.float32):
                 call()
-            seconds[name].append((time.perf_counter() - began) / counts[name])
+            seconds[name].append((time.process_time() - began) / counts[name])
     ratio = {
         "times_the_loop": median(a / b for a, b in zip(seconds["loop"], seconds["cascade"], strict=True)),
         "times_the_raw": median(a / b for a, b in zip(seconds["cascade"], seconds["raw"], strict=True)),

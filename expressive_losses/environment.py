@@ -37,6 +37,7 @@ def software_and_device(device: torch.device | str) -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

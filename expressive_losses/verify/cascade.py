@@ -148,7 +148,7 @@ class Cascade:
             except UnsupportedNetwork as error:
                 self._skip(stage, error)
         late = problem.is_late()
-        yield [state.outcome(row, timed_out=late) for row in state.undecided()]
+        yield state.outcomes(state.undecided(), timed_out=late)
 
     def _skip(self, stage: Verifier, error: UnsupportedNetwork) -> None:
         """Go on without a stage, unless it is the only one that could have proven anything."""
@@ -171,7 +171,7 @@ class Cascade:
             queue = queue[size:]
             decided = state.record(rows, stage.name, verdict, (time.monotonic() - began) / len(rows))
             if decided:
-                yield [state.outcome(row) for row in decided]
+                yield state.outcomes(decided)
 
     def _attempt(self, stage: Verifier, network: BoundedNetwork, problem: Problem) -> Verdict | None:
         """Return the verdict with its claims checked, or ``None`` when memory ran out."""
@@ -245,15 +245,20 @@ class _State:
                 self._witness[row] = verdict.witness[at].cpu()
         return [row for row in rows if self._status[row] is not Status.UNKNOWN]
 
-    def outcome(self, row: int, timed_out: bool = False) -> Outcome:
-        return Outcome(
-            index=self._problem.indices[row],
-            label=self._labels[row],
-            prediction=self._predictions[row],
-            status=self._status[row],
-            decided_by=self._decided_by[row],
-            margin=self.margins[row].min().item(),
-            seconds=self._seconds[row],
-            witness=self._witness.get(row),
-            timed_out=timed_out,
-        )
+    def outcomes(self, rows: list[int], timed_out: bool = False) -> list[Outcome]:
+        """Return what is known of ``rows``."""
+        worst = self.margins.amin(1).tolist()
+        return [
+            Outcome(
+                index=self._problem.indices[row],
+                label=self._labels[row],
+                prediction=self._predictions[row],
+                status=self._status[row],
+                decided_by=self._decided_by[row],
+                margin=worst[row],
+                seconds=self._seconds[row],
+                witness=self._witness.get(row),
+                timed_out=timed_out,
+            )
+            for row in rows
+        ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic_core import to_json
 from torch import Tensor
 
 from expressive_losses.errors import UserError
@@ -140,7 +141,7 @@ class Ledger:
         self._file.close()
 
     def append(self, outcome: Outcome) -> Row:
-        """Write an outcome: first its counterexample, then its row, flushed."""
+        """Write an outcome: first its counterexample, then its row."""
         row = Row.of(outcome)
         if row.index not in self.rows and row.witness is not None:
             self._save(self.folder / row.witness, outcome.witness)
@@ -148,7 +149,7 @@ class Ledger:
         return row
 
     def append_row(self, row: Any) -> None:
-        """Write a row, flushed.
+        """Write a row; :meth:`sync` gives it to the operating system.
 
         Raises:
             UserError: when its image has one.
@@ -169,16 +170,17 @@ class Ledger:
         _add_note(head, {"note": key, "value": value})
 
     def sync(self, every: float = 1.0) -> None:
-        """Force what was written to the disk, unless that was done less than ``every`` seconds ago.
+        """Give what was written to the operating system, and force it to the disk unless that was done less than
+        ``every`` seconds ago.
 
-        Rows are with the operating system from the moment they are written; only a crash of the machine can lose those
-        of the last second. Forcing each small batch would take as long as its bounds.
+        Call it after each batch: then only a crash of the machine can lose rows, those of the last second. Forcing each
+        small batch would take as long as its bounds.
         """
-        if time.monotonic() - self._synced < every:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._synced = time.monotonic()
+        with writing(self.path):
+            self._file.flush()
+            if time.monotonic() - self._synced >= every:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -196,6 +198,7 @@ class Ledger:
         if not whole:  # nothing yet, or a run that died while it wrote the first line
             self._file.truncate(0)
             self._write(head)
+            self._file.flush()
             return head, {}
         if not resume:
             raise UserError(f"{self.path} is there already: --resume, or choose another --out")
@@ -209,9 +212,8 @@ class Ledger:
         return known, rows
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        with writing(self.path):
-            self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+        with writing(self.path):  # to_json takes a seventh of the time of json.dumps
+            self._file.write(to_json(values, inf_nan_mode="null") + b"\n")
 
     def _save(self, path: Path, witness: Tensor) -> None:
         with writing(path):
