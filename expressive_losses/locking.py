@@ -13,6 +13,10 @@ except ImportError:  # not on Windows: the lock is then only the file's presence
     fcntl = None
 
 
+class FolderInUse(UserError):
+    """Another process holds the folder."""
+
+
 class FolderLock:
     """An advisory lock that the system drops when its process dies, however it dies.
 
@@ -20,7 +24,8 @@ class FolderLock:
         folder: must exist.
 
     Raises:
-        UserError: when another process holds it, or the folder is not writable.
+        FolderInUse: when another process holds it.
+        UserError: when the folder is not writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +40,7 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise UserError(f"{folder} is in use by another process; wait for it or choose another --out") from None
+            raise FolderInUse(f"{folder} is in use by another process; wait for it or choose another --out") from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page
 from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import lines
+from expressive_losses.locking import FolderLock
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "scripts").glob("*/[tf]*.yaml"))  # table, figure; base and sweeps are none
@@ -164,6 +166,22 @@ def test_a_killed_runner_goes_on_in_the_middle_of_its_cell(tmp_path, capsys):
     assert "1 done" in capsys.readouterr().out
 
 
+def test_a_cell_of_another_runner_is_left_alone_and_waited_for(tmp_path, capsys):
+    path = write(tmp_path)
+    taken = grid.cells(load(path), "smoke")[0]
+    folder = tmp_path / "runs" / "cells" / taken.key
+    folder.mkdir(parents=True)
+    lock = FolderLock(folder)
+    other = threading.Thread(target=run, args=(path,))
+    other.start()
+    while not list((tmp_path / "runs" / "cells").glob("*/verify-*/summary.json")):
+        time.sleep(0.05)  # the other cell is done first
+    assert not (folder / "run").exists()
+    lock.release()
+    other.join()
+    assert "2 done, 0 there before, 0 failed" in capsys.readouterr().out
+
+
 def test_two_processes_share_the_work(tmp_path, capsys):
     path = write(tmp_path)
     run(path, "--jobs", "2")
@@ -259,3 +277,19 @@ def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "2 of 4 cells](../results/smoke/" in overview([path], tmp_path / "results")
     assert "12 s (CPU x2) | not run (4 cells) |" in overview([path], tmp_path / "results")
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_processes_with_their_state_saved(tmp_path):
+    change = {**SMALL, "training.epochs": 400, "training.evaluate_every": 400}
+    path = write(tmp_path, scales={"smoke": {"set": change}})
+    program = [sys.executable, "-m", "expressive_losses.experiments", "run", str(path), "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*program, "--runs", str(tmp_path / "runs")], cwd=tmp_path, env=environment)
+    while len(list(tmp_path.glob("runs/cells/*/run/checkpoint.pt"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    for cell in (tmp_path / "runs" / "cells").iterdir():
+        FolderLock(cell / "run").release()  # nobody holds it any more
+        assert not (cell / "run" / "summary.json").exists()

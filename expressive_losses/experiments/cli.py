@@ -16,7 +16,7 @@ from expressive_losses.experiments.report import report, rows_file
 from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
-from expressive_losses.locking import FolderLock
+from expressive_losses.locking import FolderInUse, FolderLock
 from expressive_losses.verify.shard import parse_shard
 
 RUNS = Path("runs/experiments")
@@ -138,7 +138,7 @@ def _patient_lock(folder: Path, seconds: float = 60.0) -> FolderLock:
     while True:
         try:
             return FolderLock(folder)
-        except UserError:
+        except FolderInUse:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)

@@ -21,10 +21,6 @@ from expressive_losses.run import TRAINED_MODEL, write_json
 from expressive_losses.trainer import Trainer
 
 
-class Busy(Exception):
-    """Another process works on the cell."""
-
-
 def execute(
     cell: Cell,
     root: Path,
@@ -45,17 +41,12 @@ def execute(
         Whether there was anything to do.
 
     Raises:
-        Busy: another process has the cell.
+        FolderInUse: another process has the cell.
         UserError: from training or verification.
     """
     folder = root / cell.key
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FolderLock(folder)
-    except UserError as error:
-        if "in use" not in str(error):
-            raise
-        raise Busy from None
+    lock = FolderLock(folder)
     try:
         return _execute(cell, folder, device, data_root, watch)
     finally:

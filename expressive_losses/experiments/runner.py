@@ -21,8 +21,9 @@ import torch
 
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
-from expressive_losses.experiments.execute import Busy, execute
+from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.grid import Cell
+from expressive_losses.locking import FolderInUse
 from expressive_losses.trainer import Interrupted
 
 State = Literal["done", "there", "busy", "failed"]
@@ -165,7 +166,7 @@ def _attempt(job: Job) -> Result:
     """Do a cell and say what became of it; Ctrl-C and SIGTERM go through."""
     try:
         worked = execute(job.cell, job.root, choose_device(job.device), job.data_root)
-    except Busy:
+    except FolderInUse:
         return Result(job.cell, "busy")
     except UserError as error:
         return Result(job.cell, "failed", str(error))

@@ -34,10 +34,10 @@ from pydantic import Field, PositiveInt, ValidationError
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
 from expressive_losses.errors import UserError
-from expressive_losses.experiments.execute import Busy, execute, row_of_cell
+from expressive_losses.experiments.execute import execute, row_of_cell
 from expressive_losses.experiments.grid import Cell, assignments_of
 from expressive_losses.experiments.spec import Verification
-from expressive_losses.locking import FolderLock
+from expressive_losses.locking import FolderInUse, FolderLock
 from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
@@ -146,7 +146,7 @@ class Tuner:
         """Do what is missing of the trials; those of dead processes first."""
         self._take_up_dead_trials()
         while len(self.finished()) < self.sweep.size:
-            self.study.optimize(self._objective, n_trials=1, catch=(UserError, Busy))
+            self.study.optimize(self._objective, n_trials=1, catch=(UserError,))
             if self.sweep.grid and not self._left():
                 return
 
@@ -191,6 +191,8 @@ class Tuner:
         watch = _Pruner(trial) if self.sweep.objective == "mean" else None
         try:
             execute(cell, self.out / "cells", self.device, self.data_root, watch)
+        except FolderInUse:
+            raise
         except UserError as error:
             trial.set_user_attr("error", str(error))
             raise
@@ -226,6 +228,6 @@ class _Pruner:
 def _free(folder: Path) -> bool:
     try:
         FolderLock(folder).release()
-    except UserError:
+    except FolderInUse:
         return False
     return True
