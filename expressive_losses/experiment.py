@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from expressive_losses import checkpoint
+from expressive_losses import checkpoint, distributed
 from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
@@ -19,7 +19,7 @@ from expressive_losses.data.split import split_validation
 from expressive_losses.errors import UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.plots import training_curves
-from expressive_losses.run import RunDirectory
+from expressive_losses.run import Onlooker, RunDirectory
 from expressive_losses.trainer import Interrupted, Trainer
 from expressive_losses.types import Box, Clock
 
@@ -48,9 +48,11 @@ def train(
         Interrupted: on SIGTERM, after the state was saved.
     """
     network, *batches, split = prepare(config, device, data_root)
-    run = RunDirectory(out, resume)
+    first = distributed.rank() == 0
+    run, quiet = (RunDirectory(out, resume), quiet) if first else (Onlooker(out), True)
     try:
         payload, note = run.load()
+        payload = distributed.same_as_first(payload, device)
         if note and not quiet:
             print(note)
         with stop_on_sigterm() as stopped:
@@ -66,7 +68,7 @@ def train(
             else:
                 trainer.load_state(payload)
             trainer.fit()
-        return _finish(config, trainer, split)
+        return _finish(config, trainer, split) if first else {}
     finally:
         run.close()
 
@@ -89,8 +91,26 @@ def prepare(
             f"eps.schedule: the radius reaches its target at step {config.eps.schedule.end(clock)}, the run ends at "
             f"step {clock.steps(1, 'run')} ({clock.epochs} epochs): set eps.schedule.length, or train for longer"
         )
+    _check_processes(config, network, len(train_set))
     _check_bounds(config, network, rest)
     return network, train, rest, split
+
+
+def _check_processes(config: Config, network: BoundedNetwork, images: int) -> None:
+    """Refuse what several processes cannot do exactly as one would."""
+    count, training = distributed.processes(), config.training
+    if count == 1:
+        return
+    if training.accumulate > 1:
+        raise UserError("training.accumulate: several processes share the batch already; set it to 1")
+    if not network.shares_statistics:
+        raise UserError(
+            "several processes: BatchNorm's statistics of a whole batch are known on plain chains of layers only; "
+            "train this network in one process, or without BatchNorm"
+        )
+    last = images % training.batch_size or training.batch_size
+    if min(last, training.batch_size) < count and last > 1:  # a single image at the end is left out
+        raise UserError(f"a batch of {last} images for {count} processes; change training.batch_size")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from expressive_losses import distributed
 from expressive_losses.types import Bounds, Box
 
 _FLOOR = 1e-12  # as published: keeps the quotients finite
@@ -30,14 +31,15 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float, weight: float = 0.5, to
 
     Source: Shi et al. (2021), "Fast certified robust training", section 4.3.
     """
-    width = bounds.input.half_width.mean()
+    input_width = bounds.input.half_width.detach()
+    width = distributed.summed_over_processes(input_width.sum()) / distributed.whole_count(input_width.numel())
     layers = [_layer(box, width, tol) for box in bounds.relu_inputs]
     return weight * (1 - eps_fraction) * torch.stack(layers).mean()
 
 
 def _layer(box: Box, input_width: Tensor, tol: float) -> Tensor:
     """Return the sum of a layer's two terms."""
-    width, mean_active, mean_inactive, var_active, var_inactive = _Moments.apply(box.lower, box.upper)
+    width, mean_active, var_active, mean_inactive, var_inactive = _Moments.apply(box.lower, box.upper)
     tightness = F.relu(tol - input_width / width.clamp(min=_FLOOR)) / tol
     mean, var = _balance(mean_active, -mean_inactive), _balance(var_active, var_inactive)
     relu = (F.relu(tol - mean) + F.relu(tol - var)) / tol
@@ -47,34 +49,34 @@ def _layer(box: Box, input_width: Tensor, tol: float) -> Tensor:
 class _Moments(Function):
     """Five scalars of the bounds l <= u on a layer, with centre c and m the mean of all c:
 
-    the mean half-width; the means over all neurons of c [l > 0] and of c [u < 0]; the sums of (c - m)^2 [l > 0] and of
-    (c - m)^2 [u < 0]. Written out because torch would keep some twenty tensors of the layer's size for the gradient;
-    this keeps the bounds alone.
+    the mean half-width; over all neurons the mean of c [l > 0] and the sum of (c - m)^2 [l > 0]; the same of [u < 0].
+    Of the whole batch, also where several processes share it. Written out because torch would keep some twenty tensors
+    of the layer's size for the gradient; this keeps the bounds alone.
     """
 
     @staticmethod
     def forward(ctx, lower, upper):
         center, mean = _centered(lower, upper)
         ctx.save_for_backward(lower, upper, mean)
+        ctx.count = distributed.whole_count(lower.numel())
         scratch = upper - lower
-        width = scratch.mean() / 2
+        width = scratch.sum() / 2 / ctx.count
         square = center.square()
         sums = []
         for mask in _masks(lower, upper):
-            total = torch.mul(center, mask, out=scratch).mean() + mean * mask.mean()
-            sums.append((total, torch.mul(square, mask, out=scratch).sum()))
-        (mean_active, var_active), (mean_inactive, var_inactive) = sums
-        return width, mean_active, mean_inactive, var_active, var_inactive
+            total = torch.mul(center, mask, out=scratch).sum() + mean * mask.sum()
+            sums += [total / ctx.count, torch.mul(square, mask, out=scratch).sum()]
+        return tuple(distributed.summed_over_processes(torch.stack([width, *sums])).unbind())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, to_width, to_mean_active, to_mean_inactive, to_var_active, to_var_inactive):
+    def backward(ctx, to_width, to_mean_active, to_var_active, to_mean_inactive, to_var_inactive):
         lower, upper, mean = ctx.saved_tensors
         center, _ = _centered(lower, upper, mean)
         active, inactive = _masks(lower, upper)
         slope = (active * (2 * to_var_active)).addcmul_(inactive, 2 * to_var_inactive).mul_(center)
-        slope.sub_(slope.mean())  # through m
-        count = lower.numel()
+        count = ctx.count
+        slope.sub_(distributed.summed_over_processes(slope.sum()) / count)  # through m
         slope.addcmul_(active, to_mean_active / count).addcmul_(inactive, to_mean_inactive / count).mul_(0.5)
         half = to_width / (2 * count)
         return slope - half, slope + half
@@ -83,7 +85,8 @@ class _Moments(Function):
 def _centered(lower: Tensor, upper: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the centres less their mean, and the mean."""
     center = (lower + upper).mul_(0.5)
-    mean = center.mean() if mean is None else mean
+    if mean is None:
+        mean = distributed.summed_over_processes(center.sum()) / distributed.whole_count(center.numel())
     return center.sub_(mean), mean
 
 

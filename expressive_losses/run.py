@@ -126,6 +126,24 @@ class RunDirectory:
         self._lock.release()
 
 
+class Onlooker:
+    """Stands for the run directory in processes that share a training but do not write: only the first one does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.model = self.path / TRAINED_MODEL
+
+    def load(self) -> tuple[None, None]:
+        """Return nothing: what the first process has read is sent to the others."""
+        return None, None
+
+    def _nothing(self, *_arguments: Any) -> None:
+        """Do nothing."""
+
+    start = save = log = finish = keep_metrics = close = _nothing
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically.
 

@@ -29,6 +29,7 @@ from expressive_losses.bounds import (
     use_statistics,
 )
 from expressive_losses.config import TrainingConfig
+from expressive_losses.distributed import counted_once, gathered
 from expressive_losses.losses.base import Loss
 from expressive_losses.regularizers import l1_norm, shi_regularizer
 from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress
@@ -112,7 +113,8 @@ def forward_batch(
             region = loss.region(box, attacked, x_adv, radii.attacked)
     bounds = _bounds(network, loss, region, labels, needs, radii, statistics, config)
     margins = {method: found.margins for method, found in bounds.items()}
-    batch = BoundedBatch(labels, clean, adversarial, margins, radii.now, x_adv, attacked)
+    margins = {method: gathered(own) for method, own in margins.items()}
+    batch = BoundedBatch(gathered(labels), gathered(clean), gathered(adversarial), margins, radii.now, x_adv, attacked)
     terms = _warmup_terms(batch) if radii.warmup else loss(batch)
     return batch, _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
 
@@ -174,7 +176,7 @@ def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tenso
         terms["shi"] = shi_regularizer(first, radii.fraction, config.shi.weight, config.shi.tol)
         total = total + terms["shi"]
     if config.l1 > 0:
-        terms["l1"] = config.l1 * l1_norm(network)
+        terms["l1"] = counted_once(config.l1 * l1_norm(network))
         total = total + terms["l1"]
     return {**terms, "total": total}
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expressive_losses import checkpoint
+from expressive_losses import checkpoint, distributed
+from expressive_losses.attacks.base import OfWholeBatch, Randomness
 from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
 from expressive_losses.config import Config
@@ -29,6 +30,9 @@ from expressive_losses.run import RunDirectory
 from expressive_losses.schedules import Clock
 from expressive_losses.step import Radii, clean_statistics, forward_batch
 from expressive_losses.types import Box
+
+#: Between two questions of several processes to each other whether one of them was told to stop.
+_STEPS_BETWEEN_QUESTIONS = 16
 
 
 class Interrupted(Exception):
@@ -99,12 +103,19 @@ class Trainer:
                     progress.show(self.step, radii.bounded, self._means())
                 if index + 1 == self.steps_per_epoch:
                     self._end_epoch(epoch + 1, progress)
-                if self.stop() and self.step < self.steps:
+                if self._stopped() and self.step < self.steps:
                     self.run.save(self.state())
                     raise Interrupted
             self.average.apply(self._refresh)
         finally:
             progress.close()
+
+    def _stopped(self) -> bool:
+        """Return whether to stop now. Several processes agree on it, every few steps: asking takes time."""
+        asked = self.stop()
+        if distributed.processes() == 1 or self.step % _STEPS_BETWEEN_QUESTIONS:
+            return asked and distributed.processes() == 1
+        return distributed.any_process(asked, self.train.device)
 
     def radii(self, step: int) -> Radii:
         """Return the radii of a step: target * multiplier * progress of the ramp, and that times the attack factor."""
@@ -121,25 +132,33 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.optimizer.lr * factor
         x, labels = self.train.batch(indices, self.generator)
+        part = distributed.part_of(len(labels))
         self.optimizer.zero_grad(set_to_none=True)
-        terms = (
-            self._gradient(x, labels, radii) if config.training.accumulate == 1 else self._in_parts(x, labels, radii)
-        )
+        with distributed.working_on(part):
+            if part is not None:
+                terms = self._gradient(
+                    part.of(x), part.of(labels), radii, noise=OfWholeBatch(self.generator, *part[:3])
+                )
+            elif config.training.accumulate == 1:
+                terms = self._gradient(x, labels, radii)
+            else:
+                terms = self._in_parts(x, labels, radii)
         if config.training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.training.clip_norm)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
     def _gradient(
-        self, x: Tensor, labels: Tensor, radii: Radii, share: float = 1.0, statistics=None
+        self, x: Tensor, labels: Tensor, radii: Radii, share: float = 1.0, statistics=None, noise: Randomness = None
     ) -> dict[str, Tensor]:
         """Add ``share`` times the gradient of these images' loss to the parameters; return the terms."""
         method, training = self.config.method, self.config.training
         batch, terms = forward_batch(
-            self.network, method, self.config.attack, x, labels, radii, training, self.generator, statistics
+            self.network, method, self.config.attack, x, labels, radii, training, noise or self.generator, statistics
         )
         if radii.warmup or share < 1:
             (share * terms["total"]).backward()
+            distributed.add_gradients([parameter.grad for parameter in self.parameters])
             return terms
         return terms | method.backward(batch, terms, self.parameters, self.memory)
 
@@ -253,11 +272,14 @@ class Trainer:
         return f"the last good checkpoint is {self.run.checkpoint}" if exists else "there was no checkpoint yet"
 
     def _end_epoch(self, epoch: int, progress: TrainingProgress) -> None:
+        """Report and save; where several processes train, the first one does, and the others go on."""
         config, last = self.config.training, epoch == self.config.training.epochs
         row = {"epoch": epoch, "eps": self.radii(self.step - 1).bounded, "train": self._means()}
         self.totals, self.counts = {}, {}
         if config.bn_refresh:
             self._refresh()
+        if distributed.rank() > 0:
+            return
         if epoch % config.evaluate_every == 0 or last:
             with self.average.applied(self._refresh):
                 row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "expressive_losses"
 #: From the bottom up. Parts of one layer do not import each other.
 LAYERS = (
     ("errors",),
-    ("registry", "types", "locking", "environment", "allocator"),
+    ("registry", "types", "locking", "environment", "allocator", "distributed"),
     ("config", "schedules", "optimizers"),
     ("bounds", "attacks", "losses", "models", "data"),
     ("regularizers", "initialize", "averaging", "verify"),

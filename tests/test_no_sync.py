@@ -3,6 +3,8 @@
 Checked on a CPU, where reading is cheap, so that it holds on a GPU, where each reading stalls the whole pipeline.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +14,7 @@ from expressive_losses.config import load, parse_assignment
 from expressive_losses.data.batches import Batches
 from expressive_losses.registry import ATTACKS, LOSSES
 from expressive_losses.run import RunDirectory
+from expressive_losses.step import Radii
 from expressive_losses.trainer import Trainer
 
 #: Operations whose result, or the shape of whose result, the host has to wait for.
@@ -53,7 +56,8 @@ def readings_of(call, monkeypatch) -> list[str]:
 
 
 def trainer_of(folder, *assignments: str) -> Trainer:
-    small = ("model.width=4", "model.hidden=16", "training.epochs=4", "eps.schedule={name: linear, length: 2, warmup: 1}")
+    schedule = "eps.schedule={name: linear, length: 2, warmup: 1}"
+    small = ("model.width=4", "model.hidden=16", "training.epochs=4", schedule)
     config = load(None, [parse_assignment(text) for text in (*small, "training.l1=1e-6", *assignments)])
     data, held_out, _ = experiment.load_data(config, None)
     run = RunDirectory(folder)
@@ -69,7 +73,12 @@ def assert_no_reading(trainer: Trainer, monkeypatch) -> None:
         trainer.step = epoch * trainer.steps_per_epoch + 2
         indices, radii = trainer.train.order_of_step(order, 1, 32), trainer.radii(trainer.step)
         trainer.train_step(indices, radii)
-        assert readings_of(lambda: trainer._add(trainer.train_step(indices, radii)), monkeypatch) == []
+        assert readings_of(partial(one_step, trainer, indices, radii), monkeypatch) == []
+
+
+def one_step(trainer: Trainer, indices: torch.Tensor, radii: Radii) -> None:
+    """What the loop does for every batch."""
+    trainer._add(trainer.train_step(indices, radii))
 
 
 @pytest.mark.parametrize("method", LOSSES.names())
@@ -83,10 +92,12 @@ def test_nor_does_any_attack(tmp_path, monkeypatch, attack):
     assert_no_reading(trainer_of(tmp_path, f"attack={{name: {attack}}}", *steps), monkeypatch)
 
 
-@pytest.mark.parametrize("setting", ["training.bn_statistics=clean", "training.bn_statistics=clean_frozen", "model=mlp"])
+@pytest.mark.parametrize(
+    "setting",
+    ["training.bn_statistics=clean", "training.bn_statistics=clean_frozen", "model={name: mlp, hidden: [8]}"],
+)
 def test_nor_other_policies_and_networks(tmp_path, monkeypatch, setting):
-    extra = ("model={name: mlp, hidden: [8]}",) if setting == "model=mlp" else (setting,)
-    assert_no_reading(trainer_of(tmp_path, *extra), monkeypatch)
+    assert_no_reading(trainer_of(tmp_path, setting), monkeypatch)
 
 
 def test_the_test_sees_readings(monkeypatch):

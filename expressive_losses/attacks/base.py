@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,9 +16,21 @@ from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
 Logits = Callable[[Tensor], Tensor]
-#: Where randomness comes from: one generator for the batch, one for each sample (then a sample's noise does
-#: not depend on which others share its batch), or ``None`` for torch's global one.
-Randomness = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class OfWholeBatch:
+    """Noise for the rows ``start`` to ``stop`` out of a draw for all ``total``, however the batch is shared out."""
+
+    generator: torch.Generator
+    start: int
+    stop: int
+    total: int
+
+
+#: Where randomness comes from: one generator for the batch, or for a batch of which these are some rows, one for each
+#: sample (then a sample's noise does not depend on which others share its batch), or ``None`` for torch's global one.
+Randomness = torch.Generator | OfWholeBatch | Sequence[torch.Generator] | None
 Update = Callable[[Tensor], Tensor]
 
 
@@ -155,6 +168,9 @@ def uniform(box: Box, generator: Randomness = None) -> Tensor:
     """Return one uniform point of each box; the noise is drawn on the generator's device."""
     if generator is None or isinstance(generator, torch.Generator):
         noise = _noise(box.lower.shape, box.lower, generator)
+    elif isinstance(generator, OfWholeBatch):
+        shape = torch.Size([generator.total, *box.lower.shape[1:]])
+        noise = _noise(shape, box.lower, generator.generator)[generator.start : generator.stop]
     else:
         noise = torch.stack([_noise(box.lower.shape[1:], box.lower, one) for one in generator])
     return box.clamp(box.lower + noise.to(box.lower.device) * (box.upper - box.lower))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from expressive_losses import distributed
 from expressive_losses.bounds.kernels import batch_norm, conv2d_of_few_channels, flatten, has_few_channels
 from expressive_losses.bounds.statistics import BatchStatistics, update_running
 
@@ -153,7 +154,7 @@ def train_logits(stages: list[Stage], x: Tensor) -> tuple[Tensor, BatchStatistic
         if stage.norm is not None:
             name, norm = stage.norm
             x, statistics[name] = batch_norm(x, norm.weight, norm.bias, norm.eps)
-            update_running(norm, statistics[name], x.numel() // x.shape[1])
+            update_running(norm, statistics[name], distributed.whole_count(x.numel() // x.shape[1]))
         if stage.relu:
             x = x.relu_()
     return x, statistics

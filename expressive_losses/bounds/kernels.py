@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from expressive_losses import distributed
 from expressive_losses.bounds.statistics import batch_statistics
 from expressive_losses.types import Box
 
@@ -86,6 +87,8 @@ class _BatchNorm(Function):
         ctx.set_materialize_grads(False)
         ctx.eps = eps
         mean, variance = batch_statistics(x)
+        if distributed.processes() > 1:
+            mean, variance = _of_all_processes(x, mean, variance)
         ctx.save_for_backward(x, weight, mean, variance)
         y, _, _ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)
         return y, mean, variance
@@ -95,6 +98,8 @@ class _BatchNorm(Function):
     def backward(ctx, to_y, to_mean, to_variance):
         x, weight, mean, variance = ctx.saved_tensors
         to_y = torch.zeros_like(x) if to_y is None else to_y.contiguous(memory_format=_layout(x))
+        if distributed.processes() > 1:
+            return _gradients_of_all_processes(to_y, to_mean, to_variance, x, weight, mean, variance, ctx.eps)
         inverse = torch.rsqrt(variance + ctx.eps)
         asked = [True, weight is not None, weight is not None]
         to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
@@ -103,6 +108,31 @@ class _BatchNorm(Function):
         if to_mean is not None or to_variance is not None:
             _add_gradient_of_statistics(to_x, x, mean, to_mean, to_variance)
         return to_x, to_weight, to_bias, None
+
+
+def _of_all_processes(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over the rows of all processes, from those over this one's."""
+    rows = x.numel() // x.shape[1]
+    share = rows / distributed.whole_count(rows)
+    overall = distributed.summed_over_processes(share * mean)
+    return overall, distributed.summed_over_processes(share * (variance + (mean - overall).square()))
+
+
+def _gradients_of_all_processes(to_y, to_mean, to_variance, x, weight, mean, variance, eps):
+    """BatchNorm's gradients where the statistics are sums over all processes, and so are their gradients."""
+    scale = torch.ones_like(mean) if weight is None else weight
+    to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+        to_y, x, scale, mean, variance, None, None, False, eps, [True, True, True]
+    )
+    inverse = torch.rsqrt(variance + eps)
+    through_mean, through_variance = -scale * inverse * to_bias, -0.5 * scale * inverse**2 * to_weight
+    to_statistics = torch.stack([
+        through_mean if to_mean is None else through_mean + to_mean,
+        through_variance if to_variance is None else through_variance + to_variance,
+    ])  # fmt: skip
+    to_mean, to_variance = distributed.summed_over_processes(to_statistics)
+    _add_gradient_of_statistics(to_x, x, mean, to_mean, to_variance)
+    return to_x, None if weight is None else to_weight, None if weight is None else to_bias, None
 
 
 def batch_norm(
@@ -119,7 +149,7 @@ def batch_norm(
 
 def _add_gradient_of_statistics(to_x, x, mean, to_mean, to_variance) -> None:
     """Add in place: d mean / dx = 1/n and d variance / dx = 2 (x - mean) / n."""
-    count = x.numel() // x.shape[1]
+    count = distributed.whole_count(x.numel() // x.shape[1])
     shape = (1, -1) + (1,) * (x.ndim - 2)
     shift = torch.zeros_like(mean) if to_mean is None else to_mean / count
     if to_variance is not None:

@@ -15,7 +15,7 @@ from expressive_losses.bounds import lirpa
 from expressive_losses.bounds.chain import can_train, chain_of, frozen_logits, train_logits
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
 from expressive_losses.bounds.interval import interval_bounds
-from expressive_losses.bounds.statistics import BatchStatistics, record_statistics, use_statistics
+from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
 from expressive_losses.errors import UserError
 from expressive_losses.types import Bounds, Box, specification
 
@@ -90,6 +90,11 @@ class BoundedNetwork(nn.Module):
             return logits, {f"model.{name}": value for name, value in statistics.items()}
         with record_statistics(self) as statistics:
             return self(x), statistics
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether :meth:`train_logits` takes BatchNorm's statistics over all processes that share a batch."""
+        return not batch_norms(self) or (self._chain is not None and can_train(self._chain))
 
     @contextmanager
     def frozen(self, statistics: BatchStatistics | None = None) -> Iterator[Callable[[Tensor], Tensor]]:

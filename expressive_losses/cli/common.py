@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from expressive_losses import distributed
 from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
 
@@ -52,7 +53,7 @@ def choose_device(name: str) -> torch.device:
         UserError: for a device that is not here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no numbers

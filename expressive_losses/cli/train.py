@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expressive_losses import config as configs
-from expressive_losses import experiment
+from expressive_losses import distributed, experiment
 from expressive_losses.allocator import keep_freed_memory
 from expressive_losses.cli.common import Parser, choose_device
 from expressive_losses.cli.dry_run import dry_run
@@ -23,6 +23,7 @@ Train a classifier whose robustness can be proven.
   train.py --method mtl_ibp --alpha 0.2                      handwritten digits, under a minute on a laptop
   train.py --config configs/quick/mnist_0.3/mtl_ibp.yaml      a recipe
   train.py --dataset mnist --model cnn7 --eps 0.3 --method sabr --alpha 0.4 --set training.batch_size=256
+  torchrun --nproc-per-node 4 train.py --config FILE          the same training on four GPUs
   train.py --list                                             everything that has a name
 
 All radii are in pixel units from 0 to 1; fractions such as 8/255 are understood.
@@ -43,8 +44,9 @@ def train(arguments: Sequence[str]) -> None:
         print(dry_run(config, device, options.data_dir))
         return
     out = options.out or default_run_directory(config)
-    summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
-    if not options.quiet:
+    with distributed.joined(device):
+        summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
+    if summary and not options.quiet:
         print(train_summary(summary))
 
 

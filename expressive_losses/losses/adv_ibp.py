@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from expressive_losses.distributed import add_gradients, summed_over_processes
 from expressive_losses.losses.base import REGULARIZERS, Loss, verified_cross_entropy
 from expressive_losses.registry import LOSSES
 from expressive_losses.types import BoundedBatch, Box, Progress
@@ -73,11 +74,14 @@ class AdvIBP(Loss):
         gradients = _gradients(terms["adv_loss"], [*parameters, batch.x_adv], keep=True)
         adversarial, to_input = gradients[:-1], gradients[-1]
         # the loss is a mean over the batch, FOSC one value a sample
-        fosc = first_order_stationarity(to_input * len(batch.labels), batch.x_adv, batch.attacked).mean()
+        fosc = first_order_stationarity(to_input * len(batch.labels), batch.x_adv, batch.attacked)
+        fosc = summed_over_processes(fosc.sum()) / len(batch.labels)
         with torch.no_grad():
             kappa, case = self.kappas(memory, fosc, self.threshold(batch.now))
         verified = _gradients(terms["ibp_loss"], parameters, keep=bool(added))
         rest = _gradients(sum(added), parameters) if added else [0.0] * len(verified)
+        for gradients in (adversarial, verified, rest if added else ()):
+            add_gradients(gradients)
         on_verified = kappa[1] + 2 * kappa[2] * terms["ibp_loss"].detach()  # d/dL (k L + r L^2)
         for parameter, a, v, r in zip(parameters, adversarial, verified, rest, strict=True):
             parameter.grad = kappa[0] * a + on_verified * v + r

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from expressive_losses.distributed import add_gradients
 from expressive_losses.registry import EPS_SCHEDULES, Plugin, plugin_field
 from expressive_losses.types import BoundedBatch, Box, Progress, margins_of
 
@@ -80,6 +81,7 @@ class Loss(Plugin):
             memory: updated in place; see :meth:`memory`.
         """
         terms["total"].backward()
+        add_gradients([parameter.grad for parameter in parameters])
         return {}
 
 
