@@ -1,4 +1,4 @@
-"""Run by test_distributed.py under torchrun: gradients of one step of every method in float64, saved by the first process.
+"""Run by test_distributed.py under torchrun: gradients of a step of every method in float64, saved by process 0.
 
 torchrun ... tests/shared_step.py OUT
 """
