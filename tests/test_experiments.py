@@ -17,10 +17,11 @@ from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, render
 from expressive_losses.experiments.cli import CellsFailed, main
+from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page
 from expressive_losses.experiments.spec import SCALES, load
-from expressive_losses.experiments.table import lines
+from expressive_losses.experiments.table import lines, pick
 from expressive_losses.locking import FolderLock
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,12 @@ def test_radii_of_the_test_share_a_network_and_have_their_published_figures(tmp_
     assert other.key == own.key
     assert (other.published["natural"], own.published["natural"]) == (80, 90)
     assert "--eps 0.1" in other.commands[1]
+
+
+def test_figures_of_a_config_are_not_those_of_its_variants(tmp_path):
+    entries = [{"config": "small.yaml"}, {"config": "small.yaml", "set": {"training.l1": 1e-5}}]
+    path = write(tmp_path, {**CONFIG, "paper": {"natural": 90}}, entries=entries)
+    assert [cell.published for cell in grid.cells(load(path), "full")] == [{"natural": 90}, None]
 
 
 def test_shards_partition_the_grid_and_keep_equal_networks_together(tmp_path):
@@ -213,7 +220,8 @@ def test_a_bad_file_is_named_with_its_key(tmp_path):
 
 
 def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
-    path = write(tmp_path, {**CONFIG, "paper": {"natural": 90.0}}, verify={"ibp": {"bound": "ibp"}}, scales={})
+    entries = [{**EXPERIMENT["entries"][0], "published": {"natural": 90.0}}]
+    path = write(tmp_path, entries=entries, verify={"ibp": {"bound": "ibp"}}, scales={})
     experiment = load(path)
     cells = grid.cells(experiment, "full", [1, 2])
     rows = {tuple(c.commands): made_up(c, natural) for c, natural in zip(cells[:2], (91.0, 94.0), strict=True)}
@@ -231,8 +239,8 @@ def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
 
 
 def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_path):
-    path = write(tmp_path, {**CONFIG, "paper": {"natural": 90.0}})
-    experiment = load(path)
+    entries = [{**EXPERIMENT["entries"][0], "published": {"natural": 90.0}}]
+    experiment = load(write(tmp_path, entries=entries))
     cells = grid.cells(experiment, "smoke")
     rows = {tuple(cells[0].commands): made_up(cells[0], 50.0)}
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
@@ -293,3 +301,56 @@ def test_sigterm_stops_all_processes_with_their_state_saved(tmp_path):
     for cell in (tmp_path / "runs" / "cells").iterdir():
         FolderLock(cell / "run").release()  # nobody holds it any more
         assert not (cell / "run" / "summary.json").exists()
+
+
+FIGURES = [path for path in SCRIPTS if load(path).figure]
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_figure_is_drawn_with_a_curve_for_each_of_its_series(path, tmp_path):
+    experiment = load(path)
+    cells = grid.cells(experiment, "smoke")
+    rows = {tuple(cell.commands): full_row(experiment, cell, number) for number, cell in enumerate(cells)}
+    found = lines(experiment, cells, rows)
+    assert all(value.ours is not None for line in found for value in line.values.values())
+    axes = drawn(experiment, "smoke", found, cells, rows)
+    assert axes and all(axis.get_lines() or axis.containers for axis in axes)
+    assert draw(experiment, "smoke", found, cells, rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    experiment = load(FIGURES[0])
+    cells = grid.cells(experiment, "smoke")
+    assert not draw(experiment, "smoke", lines(experiment, cells, {}), cells, {}, tmp_path / "figure.png")
+    assert not (tmp_path / "figure.png").exists()
+
+
+def full_row(experiment, cell: grid.Cell, number: int) -> dict:
+    """A row with a number in every place that a column or a figure looks at."""
+    row = made_up(cell, 90.0 - number)
+    for asked in row["verify"].values():
+        asked |= {name: {"percent": 80.0 - number} for name in ("adversarial", "verified")}
+    seen = dict.fromkeys(("ibp", *cell.observe), 1.0 + number)
+    losses = dict.fromkeys(("standard", "adversarial", "own", "crown_or_ibp", "ibp"), 0.5)
+    return {
+        **row,
+        "measures": {"losses": losses},
+        "epochs_observed": [{"epoch": epoch, **seen} for epoch in (1, 2)],
+    }
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_column_and_line_of_a_script_leads_somewhere(path):
+    experiment = load(path)
+    cells = grid.cells(experiment, "smoke")
+    for name, column in experiment.columns.items():
+        kind, *rest = column.figure.split(".")
+        if kind == "verify":
+            assert rest[0] in experiment.verify and rest[1] in ("natural", "adversarial", "verified"), name
+        else:
+            assert kind in ("natural", "adversarial", "ibp", "training_seconds", "measures"), name
+        if column.published:
+            assert any(pick(cell.published or {}, column.published) is not None for cell in cells), name
+    for label in experiment.lines:
+        assert any(cell.labels.get(label) for cell in cells), label

@@ -28,39 +28,62 @@ def draw(
     Raises:
         UserError: when the picture cannot be written.
     """
-    from matplotlib.figure import Figure as Picture  # here: it takes a second to import, and only figures need it
+    axes = drawn(experiment, scale, lines, cells, rows)
+    if not axes:
+        return False
+    try:
+        axes[0].figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the picture: {error.strerror}") from None
+    return True
 
+
+def drawn(
+    experiment: Experiment,
+    scale: Scale,
+    lines: Sequence[Line],
+    cells: Sequence[Cell],
+    rows: Mapping[tuple[str, ...], Row],
+) -> list[Any]:
+    """Return the axes of the figure, one for each panel of which something was run."""
     spec = experiment.figure
-    if spec is None:
-        return False
-    panels = _by(lines, spec.panels, lambda line: line.labels)
-    panels = {key: [line for line in group if line.runs] for key, group in panels.items()}
-    panels = {key: group for key, group in panels.items() if group}
-    if not panels:
-        return False
-    columns = min(3, len(panels))
-    height = -(-len(panels) // columns)
-    picture = Picture(figsize=(4.4 * columns, 3.4 * height + 0.4), layout="constrained")
-    axes = picture.subplots(height, columns, squeeze=False).flatten()
-    for axis, (key, group) in zip(axes, panels.items(), strict=False):
+    panels = _by([line for line in lines if line.runs], spec.panels, lambda line: line.labels) if spec else {}
+    axes = _axes(len(panels), experiment.title + _WARNINGS[scale]) if panels else []
+    for axis, (key, group) in zip(axes, panels.items(), strict=True):
         axis.set_title(", ".join(key), fontsize=9)
         if spec.kind == "epochs":
-            inside = {tuple(line.labels.values()) for line in group}
-            shown = [cell for cell in cells if tuple(cell.labels.get(k, "") for k in experiment.lines) in inside]
-            _epochs(axis, spec, shown, rows)
+            _epochs(axis, spec, _cells_of(experiment, group, cells), rows)
         else:
             _KINDS[spec.kind](axis, spec, experiment, group)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=6)
-    for axis in axes[len(panels) :]:
+    return axes
+
+
+_WARNINGS = {
+    "smoke": " - SMOKE SCALE, says nothing about the method",
+    "cpu": " - CPU scale, small networks",
+    "full": "",
+}
+
+
+def _axes(count: int, title: str) -> list[Any]:
+    """Return so many axes of a new picture, three in a row."""
+    from matplotlib.figure import Figure as Picture  # here: it takes a second to import, and only figures need it
+
+    columns = min(3, count)
+    height = -(-count // columns)
+    picture = Picture(figsize=(4.4 * columns, 3.4 * height + 0.4), layout="constrained")
+    picture.suptitle(title, fontsize=9)
+    axes = picture.subplots(height, columns, squeeze=False).flatten()
+    for axis in axes[count:]:
         axis.remove()
-    warning = {"smoke": " - SMOKE SCALE, says nothing about the method", "cpu": " - CPU scale, small networks"}
-    picture.suptitle(experiment.title + warning.get(scale, ""), fontsize=9)
-    try:
-        picture.savefig(path, dpi=110)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the picture: {error.strerror}") from None
-    return True
+    return list(axes[:count])
+
+
+def _cells_of(experiment: Experiment, group: Sequence[Line], cells: Sequence[Cell]) -> list[Cell]:
+    inside = {tuple(line.labels.values()) for line in group}
+    return [cell for cell in cells if tuple(cell.labels.get(name, "") for name in experiment.lines) in inside]
 
 
 def _by(items: Sequence[Any], names: Sequence[str], labels: Callable[[Any], Mapping[str, str]]) -> dict[tuple, list]:

@@ -184,8 +184,8 @@ def _verifications(
 
 
 def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
-    """Return the published figures: the entry's, or the config's, at another radius those that it has for that."""
-    if entry.published is not None:
+    """Return the published figures: the entry's; or the config's, which are of it as it is, without overrides."""
+    if entry.published is not None or entry.set or entry.axes:
         return entry.published
     figures = paper.paper or {}
     return figures if radius in (None, paper.eps.target.text) else figures.get("others", {}).get(radius)
