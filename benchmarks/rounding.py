@@ -20,6 +20,7 @@ from torch import Tensor
 from expressive_losses import checkpoint
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Config
+from expressive_losses.environment import software_and_device
 from expressive_losses.types import Box
 from expressive_losses.verify.base import DEFAULT_TOLERANCE, scale_of
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
@@ -105,6 +106,7 @@ def circumstances() -> dict[str, str]:
         "hardware": hardware,
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
+        "git": software_and_device("cpu")["git"],
     }
 
 

@@ -598,6 +598,7 @@ VERIFY = [
     ("--model run --dataset tensors", "data.path"),
     ("--model run --bound ibp --budget -1", "budget: expected seconds >= 0"),
     ("--model run --bound ibp --budget nan", "budget"),
+    ("--model run --bound ibp --radius --report", "--report is about a run without --radius"),
     ("--model run --bound ibp --seed -1", "seed: expected at least 0"),
     ("--model run --bound bab --set bab.timeout=0", "timeout"),
     ("--model run --bound bab --set bab.timeout=-3", "timeout"),

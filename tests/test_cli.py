@@ -122,7 +122,8 @@ def test_radius_report_and_export(trained, capsys):
     line = f"--model {trained} --bound ibp --first 10 --out {out} --quiet"
     assert verify_main(shlex.split(line + " --radius --eps 0.2")) == 0
     assert verify_main(shlex.split(line + " --report")) == 0
-    assert {"radius.jsonl", "radius.json", "report.html", "report.md"} <= {path.name for path in out.iterdir()}
+    files = {"radius.jsonl", "radius.json", "radius.png", "report.html", "report.md"}
+    assert files <= {path.name for path in out.iterdir()}
     pytest.importorskip("onnx", reason="export needs the package onnx")
     assert verify_main(shlex.split(f"export --model {trained} --first 2 --out {out / 'onnx'}")) == 0
     assert len((out / "onnx" / "instances.csv").read_text().splitlines()) == 2

@@ -427,6 +427,25 @@ def test_alpha_crown_on_max_pooling_is_skipped_and_named_where_auto_lirpa_cannot
     assert "max pooling" in cascade.skipped["alpha-crown"]
 
 
+def test_the_forward_pass_on_a_chunk_is_halved_too():
+    """Memory for three images at once: a chunk of ten goes through in parts, with the same logits."""
+    network = mlp(0)
+    x = torch.rand(10, 4)
+    sizes = []
+
+    class Small(BoundedNetwork):
+        def forward(self, x):
+            if len(x) > 3:
+                raise RuntimeError("CUDA out of memory")
+            sizes.append(len(x))
+            return super().forward(x)
+
+    small = Small(network.model, network.shape, network.classes, [0.4], [0.3]).eval()
+    problem = Problem.of(small, x, torch.zeros(10, dtype=torch.long), 0.01)
+    assert max(sizes) == 3 and sum(sizes) == 10
+    torch.testing.assert_close(problem.logits, network(x).detach(), rtol=1e-6, atol=1e-6)
+
+
 class Unknown(nn.Module):
     """Has an operation that nothing here can bound."""
 

@@ -16,7 +16,7 @@ from expressive_losses.registry import VERIFIERS
 from expressive_losses.verify import Settings, build_stages, table_of
 from expressive_losses.verify import verify as verify_images
 from expressive_losses.verify.radius import certified_radii, radius_table
-from expressive_losses.verify.report import write_report
+from expressive_losses.verify.report import write_curve, write_report
 from expressive_losses.verify.shard import parse_shard, shard_of_rank
 
 VERIFY_HELP = """\
@@ -47,6 +47,8 @@ def verify(arguments: Sequence[str]) -> None:
     if options.list:
         print("\n".join(f"  {name:<12} {VERIFIERS.help(name)}" for name in VERIFIERS.names()))
         return
+    if options.radius and options.report:
+        raise UserError("--report is about a run without --radius; with the same --out it will show the radii too")
     stages = build_stages(options.bound, stage_options(options.assignments), options.tolerance)
     device = choose_device(options.device)
     subject, data = subject_of(options)
@@ -71,7 +73,8 @@ def verify(arguments: Sequence[str]) -> None:
     say(f"verifying {subject.path} on {data.name} ({options.split}), eps {eps.text} = {float(eps):.6g}, into {out}")
     question = (subject.network, data.images, data.labels, eps, stages, out, settings)
     if options.radius:
-        say(radius_table(certified_radii(*question)))
+        summary = certified_radii(*question)
+        say(f"{radius_table(summary)}\ncurve: {write_curve(out, summary)}")
         return
     say(table_of(verify_images(*question)))
     if options.report:

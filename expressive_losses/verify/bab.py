@@ -48,6 +48,7 @@ class BranchAndBound(Verifier):
         attack_steps: MI-FGSM steps against each open property at the root, from ``attack_starts`` points; 0 for
             no attack.
         node_attack_steps: MI-FGSM steps from the worst minimisers of each batch; 0 only evaluates them.
+        momentum: of MI-FGSM; 0 makes it PGD.
         max_neurons: images with more unstable neurons are left unknown (memory grows with the square).
         hopeless: give an image up when the progress so far, extrapolated to its time limit with a factor of
             two, does not reach 0.
@@ -73,6 +74,7 @@ class BranchAndBound(Verifier):
     attack_steps: int = Field(default=100, ge=0)
     attack_starts: int = Field(default=4, ge=1)
     node_attack_steps: int = Field(default=5, ge=0)
+    momentum: float = Field(default=1.0, ge=0)
     max_neurons: int = Field(default=8000, ge=1)
     hopeless: bool = False
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
@@ -92,7 +94,14 @@ class _Search:
         self._reduced: Reduced | None = None  # one row a tree
         self._active: tuple[list[Tree], Reduced] | None = None
         self._thresholds = problem.threshold(settings.tolerance).tolist()
-        self._hunt = Hunt(network, problem, settings.attack_steps, settings.attack_starts, settings.node_attack_steps)
+        self._hunt = Hunt(
+            network,
+            problem,
+            settings.attack_steps,
+            settings.attack_starts,
+            settings.node_attack_steps,
+            settings.momentum,
+        )
 
     # -- the whole ------------------------------------------------------------------------------------------------
 

@@ -27,11 +27,14 @@ class Hunt:
         steps: of MI-FGSM against each open property at the root; 0 for no attack.
         starts: points that it starts from: the minimiser of the relaxation, and random ones.
         node_steps: of MI-FGSM from the worst minimisers of each round; 0 only evaluates them.
+        momentum: of MI-FGSM; 0 makes it PGD.
     """
 
-    def __init__(self, network: BoundedNetwork, problem: Problem, steps: int, starts: int, node_steps: int) -> None:
+    def __init__(
+        self, network: BoundedNetwork, problem: Problem, steps: int, starts: int, node_steps: int, momentum: float
+    ) -> None:
         self._network, self._problem = network, problem
-        self._steps, self._starts, self._node_steps = steps, starts, node_steps
+        self._steps, self._starts, self._node_steps, self._momentum = steps, starts, node_steps, momentum
 
     def at_roots(self, trees: Sequence[Tree], reduced: Reduced, points: Tensor, forms: Forms, open_: Tensor) -> None:
         """Attack each open property from its minimiser ``points`` (I, N, D) and from random points, all at once."""
@@ -83,7 +86,8 @@ class Hunt:
             return torch.stack([torch.zeros_like(value), -value], 1)
 
         step = 2.5 / max(steps, 5)  # half-widths: the whole box can be crossed
-        attack = MiFgsm(steps=steps, step_size=step, objective="margin", random_start=False)
+        fields = {"steps": steps, "step_size": step, "momentum": self._momentum}
+        attack = MiFgsm(**fields, objective="margin", random_start=False)
         labels = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         return attack(logits, box, labels, start=flat).view(shape)
 

@@ -156,7 +156,7 @@ class Ledger:
         """
         if row.index in self.rows:
             raise UserError(f"{self.path}: image {row.index} is there already")
-        self._write(vars(row))
+        self._write(to_json(vars(row), inf_nan_mode="null"))  # a seventh of the time of json.dumps
         self.rows[row.index] = row
 
     def note_skipped(self, skipped: Mapping[str, str]) -> None:
@@ -166,7 +166,7 @@ class Ledger:
             self._note(self.head, "skipped", new)
 
     def _note(self, head: dict[str, Any], key: str, value: Any) -> None:
-        self._write({"note": key, "value": value})
+        self._write(json.dumps({"note": key, "value": value}).encode())
         _add_note(head, {"note": key, "value": value})
 
     def sync(self, every: float = 1.0) -> None:
@@ -197,7 +197,7 @@ class Ledger:
         whole = content[: content.rfind(b"\n") + 1]
         if not whole:  # nothing yet, or a run that died while it wrote the first line
             self._file.truncate(0)
-            self._write(head)
+            self._write(json.dumps(head, allow_nan=False).encode())
             self._file.flush()
             return head, {}
         if not resume:
@@ -211,9 +211,9 @@ class Ledger:
                 self._note(known, "made_with", one)
         return known, rows
 
-    def _write(self, values: Mapping[str, Any]) -> None:
-        with writing(self.path):  # to_json takes a seventh of the time of json.dumps
-            self._file.write(to_json(values, inf_nan_mode="null") + b"\n")
+    def _write(self, line: bytes) -> None:
+        with writing(self.path):
+            self._file.write(line + b"\n")
 
     def _save(self, path: Path, witness: Tensor) -> None:
         with writing(path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from expressive_losses.verify.evaluation import evaluation_copy
 from expressive_losses.verify.files import write_whole, writing
 from expressive_losses.verify.ledger import FILE_NAME, read_ledger
 from expressive_losses.verify.radius import RadiusLedger, read_radii
+from expressive_losses.verify.report import figures
 from expressive_losses.verify.report.compose import compose
 from expressive_losses.verify.report.document import Document
 from expressive_losses.verify.report.render import html_of, markdown_of
@@ -61,6 +65,23 @@ def write_report(
     page = out / "report.html"
     write_whole(page, html_of(document))
     return page
+
+
+def write_curve(folder: Path | str, summary: Mapping[str, Any]) -> Path:
+    """Draw certified accuracy against the radius into ``radius.png``; return its path.
+
+    Args:
+        folder: of ``radius.json``.
+        summary: of :func:`expressive_losses.verify.radius.certified_radii`.
+
+    Raises:
+        UserError: when the file system refuses.
+    """
+    values = [[point[key] for point in summary["accuracy"]] for key in ("eps", "percent", "low", "high")]
+    path = Path(folder) / "radius.png"
+    with writing(path):
+        path.write_bytes(figures.curve(*values, mark=math.nan))
+    return path
 
 
 def _write_pictures(document: Document, folder: Path) -> None:
