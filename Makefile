@@ -3,6 +3,7 @@
 # make install   set everything up in .venv
 # make lint      check the style
 # make soundness try to find a bound that is not one         (minutes; campaigns/README.md)
+# make crash     kill training and verification in every way, resume, compare
 # make clean     remove .venv, caches and demo runs
 #
 # Needed: python3 (3.10 to 3.13) with venv, and make. Options:
@@ -27,7 +28,7 @@ ifneq ($(LIRPA),$(INSTALLED_LIRPA))
 OTHER_LIRPA := FORCE
 endif
 
-.PHONY: install test demo lint soundness clean FORCE
+.PHONY: install test demo lint soundness crash clean FORCE
 
 install: $(INSTALLED)
 
@@ -44,6 +45,9 @@ lint: install
 
 soundness: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -W ignore -m campaigns.soundness --out results/soundness.jsonl $(ARGS)
+
+crash: install
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaigns.crash --out results/crash.jsonl $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs/demo-* build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -37,9 +37,9 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "sign: the radius goes through W, not |W|",
-        "bounds/interval.py",
-        "stage.apply(radius, weight.abs(), None)",
-        "stage.apply(radius, weight, None)",
+        "bounds/chain.py",
+        "return _scaled(F.linear(radius, self.weight.abs()), scale, None)",
+        "return _scaled(F.linear(radius, self.weight), scale, None)",
     ),
     Mutation(
         "sign: the width of the margins is added",
@@ -54,26 +54,38 @@ MUTATIONS = (
         "(rows @ radius.unsqueeze(2))",
     ),
     Mutation(
+        "sign: the radius goes through a convolution W, not |W|",
+        "bounds/chain.py",
+        "return self.layer._conv_forward(radius, self.weight.abs(), None)",
+        "return self.layer._conv_forward(radius, self.weight, None)",
+    ),
+    Mutation(
+        "sign: BatchNorm's scale of a radius may be negative",
+        "bounds/chain.py",
+        "scale = self.scale.abs() if isinstance(self.scale, Tensor) else self.scale",
+        "scale = self.scale",
+    ),
+    Mutation(
         "clip: a ReLU's lower bound is not clipped at 0",
-        "bounds/interval.py",
-        "lower, upper = F.relu(lower), F.relu(upper)",
-        "lower, upper = lower, F.relu(upper)",
+        "bounds/kernels.py",
+        "low, high = lower.relu(), upper.relu()",
+        "low, high = lower.clone(), upper.relu()",
     ),
     Mutation(
         "clip: a ReLU's upper bound is its centre",
-        "bounds/interval.py",
-        "lower, upper = F.relu(lower), F.relu(upper)",
-        "lower, upper = F.relu(lower), F.relu(center)",
+        "bounds/kernels.py",
+        "low, high = lower.relu(), upper.relu()",
+        "low, high = lower.relu(), center.relu()",
     ),
     Mutation(
         "BatchNorm: the scale of a layer without its variance",
-        "bounds/interval.py",
+        "bounds/chain.py",
         "scale = torch.rsqrt(variance + norm.eps)",
         "scale = torch.ones_like(variance)",
     ),
     Mutation(
         "BatchNorm: running statistics in place of the batch's",
-        "bounds/interval.py",
+        "bounds/chain.py",
         "(statistics or {}).get(name, (norm.running_mean, norm.running_var))",
         "(norm.running_mean, norm.running_var)",
     ),
@@ -201,14 +213,12 @@ def violations(mutation: Mutation, checks: int = 400_000) -> int:
     """Return how many violations the campaign finds with this mutation; stops at the first network with one."""
     code = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
-        "from campaigns.mutations import MUTATIONS, install\n"
-        f"install(MUTATIONS[{MUTATIONS.index(mutation)}])\n"
+        "from campaigns.mutations import Mutation, install\n"
+        f"install(Mutation(*{tuple(mutation)!r}))\n"
         "from campaigns.soundness import Campaign\n"
         f"print('violations', Campaign().run({checks}, samples=60, until_violation=True).violations)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("violations ")]
     if not found:
         raise RuntimeError(f"'{mutation.name}': {done.stderr.strip().splitlines()[-1]}")

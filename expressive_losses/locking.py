@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from expressive_losses.errors import UserError
@@ -41,9 +42,10 @@ class FolderLock:
         except OSError:
             self._file.close()
             raise FolderInUse(f"{folder} is in use by another process; wait for it or choose another --out") from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+        with suppress(OSError):  # for people only: the lock holds without it, also on a full disk
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()}\n")
+            self._file.flush()
 
     def release(self) -> None:
         """Let go; safe to call twice."""

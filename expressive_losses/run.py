@@ -50,7 +50,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{self.path}: cannot create the run directory: {error.strerror}") from None
         self._lock = FolderLock(self.path)
-        if not resume and self.checkpoint.exists():
+        if not resume and (self.checkpoint.exists() or self.previous.exists()):
             self._lock.release()
             raise UserError(f"{self.path} holds a run already: add --resume to continue it, or choose another --out")
 
@@ -71,14 +71,17 @@ class RunDirectory:
 
     def start(self, config: Config, device: torch.device) -> None:
         """Write what was asked and on what it runs."""
+        self.keep_metrics(0)  # of a run that died before its first checkpoint
         write_text(self.path / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
         write_json(self.path / "environment.json", environment(device))
 
     def save(self, payload: Mapping[str, Any]) -> None:
-        """Write the newest checkpoint and keep the one before."""
+        """Write the newest checkpoint and keep the one before; a write that fails changes neither."""
+        newest = self.path / "checkpoint.next.pt"
+        checkpoint.save(newest, payload)
         if self.checkpoint.exists():
             os.replace(self.checkpoint, self.previous)
-        checkpoint.save(self.checkpoint, payload)
+        os.replace(newest, self.checkpoint)
 
     def load(self) -> tuple[dict[str, Any] | None, str | None]:
         """Return the newest readable checkpoint (or None), and a note when it is not the newest file.
@@ -107,6 +110,8 @@ class RunDirectory:
     def keep_metrics(self, epochs: int) -> None:
         """Drop rows (and a torn last line) that a killed process wrote after its last checkpoint."""
         rows = [row for row in self.metrics() if row["epoch"] <= epochs]
+        if epochs == 0 and not (self.path / "metrics.jsonl").exists():
+            return
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: Mapping[str, Any]) -> None:

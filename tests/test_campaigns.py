@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from campaigns.mutations import MUTATIONS, Mutation, mutated, violations
 from campaigns.networks import random_subject
 from campaigns.soundness import Campaign, table
 
+ROOT = Path(__file__).parent.parent
 #: Networks of which auto_LiRPA 0.3's CROWN bounds in patches mode were no bounds: grouped convolutions, oblong images.
 ONCE_WRONG = (11, 25, 73, 88, 93, 96, 97)
 
@@ -25,3 +32,31 @@ def test_a_short_campaign_finds_no_violation():
     campaign.run(checks=120_000, samples=60)
     assert campaign.violations == 0, table(campaign)
     assert {"ibp", "crown", "alpha_crown", "bab", "mip", "input-bab"} <= set(campaign.tallies)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_every_mutation_still_applies(mutation):
+    """A line that has moved on takes its mutation along: otherwise the campaign would be tested on nothing."""
+    assert mutated(mutation) != (ROOT / "expressive_losses" / mutation.module).read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["elision: W_y - W_j without absolute values", "specification: f_j - f_y in place of f_y - f_j"]
+)
+def test_the_campaign_notices_what_is_broken_on_purpose(name):
+    assert violations(next(one for one in MUTATIONS if one.name == name))
+
+
+def test_an_empty_mutation_is_not_noticed():
+    harmless = Mutation("nothing", "types.py", "return eye[labels].unsqueeze(1) - eye[others]", "return eye[labels]"
+                        ".unsqueeze(1) - 1 * eye[others]")  # fmt: skip
+    assert violations(harmless, checks=30_000) == 0
+
+
+def test_a_short_crash_campaign_loses_nothing():
+    """Killed, stopped, out of disk, damaged, twice at once: resumed, it is the run that was left alone."""
+    words = [sys.executable, "-W", "ignore", "-m", "campaigns.crash", "--kills", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 failures" in done.stdout

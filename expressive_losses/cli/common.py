@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -30,20 +32,42 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     """Run a command and turn what can go wrong into an exit code.
 
     Returns:
-        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM with the state saved.
+        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM. What was done by then is
+        on the disk, and ``--resume`` goes on from there.
     """
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        with _sigterm_raises():
+            command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         return 130
-    except Interrupted:
+    except (Interrupted, _Terminated):
         print("stopped; the state is saved, continue with --resume", file=sys.stderr)
         return 143
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came while no training loop was there to save its state first."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(_signal, _frame) -> NoReturn:
+        raise _Terminated
+
+    try:
+        former = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def choose_device(name: str) -> torch.device:

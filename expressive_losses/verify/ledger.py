@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,15 +131,21 @@ class Ledger:
             asked = {"format": self.format, **head, "made_with": made, "skipped": {}}
             self.head, self.rows = self._restore(_plain(asked), resume)
         except BaseException:
-            self._file.close()
+            self._close()
             raise
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.sync(every=0.0)
-        self._file.close()
+        try:
+            self.sync(every=0.0)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # what a full disk has refused once is tried again, and was reported then
+            self._file.close()
 
     def append(self, outcome: Outcome) -> Row:
         """Write an outcome: first its counterexample, then its row."""
