@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from expressive_losses import checkpoint, distributed
@@ -81,7 +83,7 @@ def prepare(
     Raises:
         UserError: whatever would stop the training later and can be known now, before anything is written.
     """
-    torch.manual_seed(config.training.seed)
+    seed_everything(config.training.seed)
     train_set, held_out, split = load_data(config, data_root)
     network = build_network(config, train_set).to(device)
     train, rest = Batches(train_set, config.data.augmentation, device), Batches(held_out, device=device)
@@ -111,6 +113,16 @@ def _check_processes(config: Config, network: BoundedNetwork, images: int) -> No
     last = images % training.batch_size or training.batch_size
     if min(last, training.batch_size) < count and last > 1:  # a single image at the end is left out
         raise UserError(f"a batch of {last} images for {count} processes; change training.batch_size")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch: a module of the user's may draw its weights from any of them.
+
+    Data order, augmentation and attacks have generators of their own, made from (seed, step).
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,27 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Use only algorithms that give the same bits at every run inside the context; on a CPU all of ours do anyway.
+
+    Raises:
+        RuntimeError: by torch, in the context, from an operation (of a user's module) that has no such algorithm.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    former = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former[0])
+        torch.backends.cudnn.benchmark = former[1]
 
 
 def choose_device(name: str) -> torch.device:

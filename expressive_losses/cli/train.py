@@ -10,7 +10,7 @@ from typing import Any
 from expressive_losses import config as configs
 from expressive_losses import distributed, experiment
 from expressive_losses.allocator import keep_freed_memory
-from expressive_losses.cli.common import Parser, choose_device
+from expressive_losses.cli.common import Parser, choose_device, deterministic
 from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
 
@@ -44,7 +44,7 @@ def train(arguments: Sequence[str]) -> None:
         print(dry_run(config, device, options.data_dir))
         return
     out = options.out or default_run_directory(config)
-    with distributed.joined(device):
+    with distributed.joined(device), deterministic(options.deterministic):
         summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if summary and not options.quiet:
         print(train_summary(summary))
@@ -79,6 +79,11 @@ def train_parser() -> argparse.ArgumentParser:
     )
     place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
     place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
+    place.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="same seed, same bits on a GPU too, for some time (a CPU needs none)",
+    )
     place.add_argument("--quiet", action="store_true", help="no progress, no summary")
     parser.add_argument(
         "--list", action="store_true", help="list methods, models, data sets, attacks, schedules, configs and stop"
