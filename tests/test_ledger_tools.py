@@ -161,6 +161,7 @@ def test_shard_by_rank(monkeypatch):
 def test_an_honest_ledger_holds(tmp_path, dtype):
     run(tmp_path, bound="cascade", dtype=dtype)
     checked = check(tmp_path, network(), *data(), bounds=True, attacks=build_stages("pgd")[1:])
+    assert checked.attacked == checked.bounds > 0 and "attacked again, in vain" in str(checked)
     rows = read_ledger(tmp_path)[1].values()
     assert checked.rows == 30 and checked.missing == 0
     assert checked.counterexamples == sum(row.status is Status.FALSIFIED for row in rows) > 0

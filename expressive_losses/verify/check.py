@@ -51,6 +51,7 @@ class Checked:
         bounds: verified rows whose bound was derived again.
         unconfirmed: verified rows that a complete verifier could not decide again, in time.
         rounding: the largest difference between a recorded margin and the one derived again, logit units.
+        attacked: verified rows that were attacked again, in vain.
     """
 
     rows: int
@@ -60,6 +61,7 @@ class Checked:
     bounds: int
     unconfirmed: tuple[int, ...]
     rounding: float | None
+    attacked: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.rows} rows agree with the network", f"{self.counterexamples} counterexamples hold"]
@@ -67,6 +69,8 @@ class Checked:
             parts.append(f"{len(self.borderline)} of them up to rounding only")
         if self.rounding is not None:
             parts.append(f"{self.bounds} bounds hold in float64 (margins differ by {self.rounding:.1e} at most)")
+        if self.attacked:
+            parts.append(f"{self.attacked} verified images were attacked again, in vain")
         if self.unconfirmed:
             parts.append(f"{len(self.unconfirmed)} could not be decided again: {_some(self.unconfirmed)}")
         if self.missing:
@@ -121,13 +125,13 @@ def check(
     with computing_in(torch.float64):
         findings = again.plain_rows()
         counterexamples, borderline = again.counterexamples(findings)
-        again.attack(attacks, seed, findings)
+        attacked = again.attack(attacks, seed, findings)
         derived = again.bounds(findings) if bounds else _Derived()
     if findings:
         raise Contradiction(folder / FILE_NAME, findings)
     missing = len(set(asked_indices(head)) - set(rows))
     return Checked(
-        len(rows), missing, counterexamples, borderline, derived.count, derived.unconfirmed, derived.rounding
+        len(rows), missing, counterexamples, borderline, derived.count, derived.unconfirmed, derived.rounding, attacked
     )
 
 
@@ -254,14 +258,15 @@ class _Again:
         inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
         return torch.where(inside, away, torch.inf).tolist()
 
-    def attack(self, stages: Sequence[Verifier], seed: int, findings: list[str]) -> None:
-        """Attack the verified rows."""
-        if stages:
-            for outcome in self._run(stages, list(_of(self._rows, Status.VERIFIED).values()), seed):
-                if outcome.status is Status.FALSIFIED:
-                    findings.append(
-                        f"image {outcome.index} is verified but {outcome.decided_by} finds a counterexample"
-                    )
+    def attack(self, stages: Sequence[Verifier], seed: int, findings: list[str]) -> int:
+        """Attack the verified rows; return how many there are."""
+        if not stages:
+            return 0
+        verified = list(_of(self._rows, Status.VERIFIED).values())
+        for outcome in self._run(stages, verified, seed):
+            if outcome.status is Status.FALSIFIED:
+                findings.append(f"image {outcome.index} is verified but {outcome.decided_by} finds a counterexample")
+        return len(verified)
 
     def bounds(self, findings: list[str]) -> _Derived:
         """Derive the bounds of the verified rows again, with the stages of the ledger up to the one that decided."""
