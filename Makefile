@@ -4,6 +4,8 @@
 # make lint      check the style
 # make soundness try to find a bound that is not one         (minutes; campaigns/README.md)
 # make crash     kill training and verification in every way, resume, compare
+# make coverage  set everything up, run the tests, show what they did not run
+# make test-matrix  the tests with every Python and auto_LiRPA at hand (scripts/test_matrix.sh)
 # make clean     remove .venv, caches and demo runs
 #
 # Needed: python3 (3.10 to 3.13) with venv, and make. Options:
@@ -28,7 +30,7 @@ ifneq ($(LIRPA),$(INSTALLED_LIRPA))
 OTHER_LIRPA := FORCE
 endif
 
-.PHONY: install test demo lint soundness crash clean FORCE
+.PHONY: install test demo lint soundness crash coverage test-matrix clean FORCE
 
 install: $(INSTALLED)
 
@@ -48,6 +50,12 @@ soundness: install
 
 crash: install
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m campaigns.crash --out results/crash.jsonl $(ARGS)
+
+coverage: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 -q --cov --cov-report=term $(ARGS)
+
+test-matrix:
+	scripts/test_matrix.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs/demo-* build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

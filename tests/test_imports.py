@@ -1,6 +1,7 @@
 """The architecture, enforced: a part imports only from the layers below it, and bounds/ alone imports auto_LiRPA."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_nothing_evaluates_text_or_unpickles(path):
         assert keywords.get("shell", "False") == "False"
         if called.endswith("torch.load"):
             assert keywords.get("weights_only") == "True"
+
+
+def test_every_dependency_has_an_upper_bound():
+    """A release that breaks us must not be installed by whoever asks for today's."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg")
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    for line in "\n".join(texts).split("\n"):
+        assert not line.strip() or "<" in line, line

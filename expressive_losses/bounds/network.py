@@ -55,13 +55,13 @@ class BoundedNetwork(nn.Module):
         super().__init__()
         if classes < 2:
             raise UserError(f"a classifier has at least 2 classes, got {classes}")
-        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
-            raise UserError(f"normalisation: std must be positive and mean finite, got {tuple(std)} and {tuple(mean)}")
         if not {len(mean), len(std)} <= {1, shape[0]}:
             raise UserError(
                 f"normalisation: mean and std take 1 or {shape[0]} numbers, one a channel, "
                 f"got {len(mean)} and {len(std)}"
             )
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UserError(f"normalisation: std must be positive and mean finite, got {tuple(std)} and {tuple(mean)}")
         self.model = model
         self.shape = tuple(shape)
         self.classes = classes
