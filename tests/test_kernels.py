@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from expressive_losses.bounds.kernels import batch_norm, conv2d_of_few_channels, flatten, interval_relu
+from expressive_losses.bounds.kernels import abs_linear, batch_norm, conv2d_of_few_channels, flatten, interval_relu
 from expressive_losses.regularizers import _balance, shi_regularizer
 from expressive_losses.types import Bounds, Box
 
@@ -77,6 +77,12 @@ def test_convolution_of_few_channels(options):
     x = leaf(4, 2, 9, 8)
     ours = conv2d_of_few_channels(x, layer.weight, layer.bias, layer)
     assert_equal_with_gradients((ours,), (layer(x),), (x,))
+
+
+def test_abs_linear():
+    torch.manual_seed(5)
+    x, weight = leaf(4, 6), leaf(3, 6)
+    assert_equal_with_gradients((abs_linear(x, weight),), (F.linear(x, weight.abs()),), (x, weight))
 
 
 def test_flatten():

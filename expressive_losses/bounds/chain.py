@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expressive_losses import distributed
-from expressive_losses.bounds.kernels import batch_norm, conv2d_of_few_channels, flatten, has_few_channels
+from expressive_losses.bounds.kernels import abs_linear, batch_norm, conv2d_of_few_channels, flatten, has_few_channels
 from expressive_losses.bounds.statistics import BatchStatistics, update_running
 
 #: The affine layers of a chain, and the BatchNorm over their outputs. Exact types: a subclass may compute anything.
@@ -49,7 +49,7 @@ class Affine(NamedTuple):
         """Return |scale| |weight| radius."""
         if isinstance(self.layer, nn.Linear):
             scale = self.scale.abs() if isinstance(self.scale, Tensor) else self.scale
-            return _scaled(F.linear(radius, self.weight.abs()), scale, None)
+            return _scaled(abs_linear(radius, self.weight), scale, None)
         return self.layer._conv_forward(radius, self.weight.abs(), None)
 
 

@@ -198,6 +198,33 @@ def has_few_channels(layer: torch.nn.Module, x: Tensor) -> bool:
     )
 
 
+class _AbsLinear(Function):
+    """See :func:`abs_linear`."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight.abs())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_y):
+        x, weight = ctx.saved_tensors
+        to_x = to_y @ weight.abs() if ctx.needs_input_grad[0] else None
+        to_weight = (to_y.t() @ x).mul_(weight.sgn()) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight
+
+
+def abs_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``F.linear(x, weight.abs())`` without keeping the absolute weights: they are made again for the gradient.
+
+    Args:
+        x: (B, in); with more dimensions it is plain ``F.linear``.
+        weight: (out, in).
+    """
+    return _AbsLinear.apply(x, weight) if x.ndim == 2 else F.linear(x, weight.abs())
+
+
 class _Flatten(Function):
     """See :func:`flatten`."""
 
