@@ -20,8 +20,8 @@ from expressive_losses.types import Box, margins_of
 
 #: A margin counts as proven positive when its bound, computed in floating point, exceeds this times the largest
 #: abs(logit) of the clean image, or times 1 if that is smaller: see :meth:`Problem.threshold`. Rounding errors are
-#: relative. Measured on trained networks, whose logits are of the order of 10, float32 bounds err by up to 8.1e-6 of
-#: the largest logit, and those near 0 by up to 1.1e-5 (docs/verification.md): hence about ten times that.
+#: relative. Measured on trained networks, whose logits are of the order of 10, float32 bounds err by up to 9.3e-6 of
+#: the largest logit (docs/verification.md): hence about ten times that.
 DEFAULT_TOLERANCE = 1e-4
 
 
