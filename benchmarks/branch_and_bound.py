@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "results" / "branch_and_bound.jsonl"
 COMPARED = ROOT / "results" / "branch_and_bound_against_abcrown.jsonl"
 DOCUMENT = ROOT / "docs" / "branch_and_bound.md"
+MADE_WITH = ("expressive_losses", "git", "device", "threads", "torch", "auto_LiRPA", "python")
 STAGES = {
     "pgd": "PGD, 40 steps",
     "ibp": "IBP",
@@ -42,14 +43,17 @@ def row(run: Path, ledger: Path) -> dict[str, Any]:
     """Return the row: how the network was trained, how it was verified, and the counts and seconds of each stage."""
     trained, (head, rows) = row_of(run), read_ledger(ledger)
     summary = summarize(head, rows.values(), attacks_of(head))
-    keys = ("images", "not_reached", "status", "decided_by", "attacks", "settings")
+    keys = ("images", "not_reached", "status", "decided_by", "attacks")
+    asked = ("weights_sha256", "dataset", "split", "first", "eps", "stages", "dtype", "seed")
     return {
         "trained": {**trained, "training": yaml.safe_load((run / "config.yaml").read_text())["training"]},
         "command": f"python verify.py --model model.pt --bound cascade --first {head['first']} "
         f"--set bab.timeout={stage_of(head, 'bab')['timeout']:g}",
+        "settings": {key: head[key] for key in asked},
         "natural": summary["natural"]["count"],
         "not_falsified_by_pgd": summary["adversarial"]["count"],
         **{key: summary[key] for key in keys},
+        "made_with": [{key: one[key] for key in MADE_WITH} for one in head["made_with"]],
     }
 
 
