@@ -35,6 +35,48 @@ def test_every_eps_schedule_rises_from_zero_to_one(name, fields):
         assert values[end - 1] < 1.0
 
 
+def test_constant_schedules_by_hand():
+    constant = EPS_SCHEDULES.build("constant")
+    assert [constant.fraction(step, CLOCK) for step in (0, 7)] == [1, 1]
+    assert constant.end(CLOCK) == 0
+    assert constant.attack_fraction(3, CLOCK) == 1
+    assert LR_SCHEDULES.build("constant").factor(9, CLOCK) == 1
+
+
+def test_attacks_of_the_warmup_are_of_the_full_radius():
+    """Warm-up of 3 epochs, the last of them adversarial; then the attack follows the ramp."""
+    schedule = EPS_SCHEDULES.build({"name": "linear", "warmup": 3, "attack_warmup": 1, "length": 2})
+    assert [schedule.attack_fraction(s, CLOCK) for s in (0, 19, 20, 29, 30, 40, 50)] == [0, 0, 1, 1, 0, 0.5, 1]
+
+
+def test_smoothed_by_hand():
+    """Ramp from 10 to 30 with mid 0.25 and beta 2: M = 15, t = 5, a = 1 / ((30 - 15) 2 5 + 5 5) = 1 / 175."""
+    schedule = EPS_SCHEDULES.build({"name": "smoothed", "warmup": 1, "length": 2, "mid": 0.25, "beta": 2})
+    expected = {10: 0, 11: 1 / 175, 14: 16 / 175, 15: 25 / 175, 16: 35 / 175, 29: 165 / 175, 30: 1}
+    assert {step: schedule.fraction(step, CLOCK) for step in expected} == pytest.approx(expected)
+
+
+def test_a_ramp_too_short_for_a_curve_is_linear():
+    """Three steps, of which the curve would take floor(0.75) = 0."""
+    schedule = EPS_SCHEDULES.build({"name": "smoothed", "length": 3, "unit": "steps"})
+    assert [schedule.fraction(step, CLOCK) for step in range(5)] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("milestones", "unit", "ends"), [([39], "epochs", None), ([40], "epochs", "40 epochs"), ([0.99], "run", None),
+                                     ([1], "run", "1 run"), ([10**9], "steps", None), ([], "epochs", None)],
+)  # fmt: skip
+def test_milestones_must_be_before_the_end(milestones, unit, ends):
+    schedule = LR_SCHEDULES.build({"name": "multistep", "milestones": milestones, "unit": unit})
+    if ends is None:
+        assert schedule.check(40) is None
+    else:
+        with pytest.raises(
+            ValueError, match=rf"^lr_schedule: milestone {milestones[0]} is not before the end \({ends}\)$"
+        ):
+            schedule.check(40)
+
+
 def test_linear_by_hand():
     schedule = EPS_SCHEDULES.build({"name": "linear", "warmup": 1, "length": 2})
     assert [schedule.fraction(s, CLOCK) for s in (0, 10, 15, 20, 29, 30)] == [0, 0, 0.25, 0.5, 0.95, 1]
