@@ -10,6 +10,7 @@ the document; a test compares them.
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import sys
@@ -53,6 +54,8 @@ def row(run: Path, ledger: Path) -> dict[str, Any]:
         "natural": summary["natural"]["count"],
         "not_falsified_by_pgd": summary["adversarial"]["count"],
         **{key: summary[key] for key in keys},
+        "hardware": head["made_with"][0]["device"],
+        "date": datetime.date.fromtimestamp((ledger / "ledger.jsonl").stat().st_mtime).isoformat(),
         "made_with": [{key: one[key] for key in MADE_WITH} for one in head["made_with"]],
     }
 
