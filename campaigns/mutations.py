@@ -38,7 +38,7 @@ MUTATIONS = (
     Mutation(
         "sign: the radius goes through W, not |W|",
         "bounds/chain.py",
-        "return _scaled(F.linear(radius, self.weight.abs()), scale, None)",
+        "return _scaled(abs_linear(radius, self.weight), scale, None)",
         "return _scaled(F.linear(radius, self.weight), scale, None)",
     ),
     Mutation(
