@@ -152,6 +152,9 @@ def test_shard_by_rank(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     assert shard_of_rank() == parse_shard("3/4") == (3, 4)
+    monkeypatch.setenv("RANK", "last")
+    with pytest.raises(UserError, match="RANK and WORLD_SIZE"):
+        shard_of_rank()
 
 
 # -------------------------------------------------------------------------------------------------- check

@@ -63,9 +63,15 @@ def parse_shard(text: str) -> Shard:
 
 
 def shard_of_rank() -> Shard | None:
-    """Return the shard of this process under torchrun (``RANK`` of ``WORLD_SIZE``); ``None`` in a single process."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return make_shard(int(os.environ.get("RANK", "0")), count) if count > 1 else None
+    """Return the shard of this process under torchrun (``RANK`` of ``WORLD_SIZE``); ``None`` in a single process.
+
+    Raises:
+        UserError: when these environment variables are not what torchrun sets.
+    """
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal()):
+        raise UserError(f"expected the numbers that torchrun sets in RANK and WORLD_SIZE, got {rank} and {count}")
+    return make_shard(int(rank), int(count)) if int(count) > 1 else None
 
 
 def asked_indices(head: Mapping[str, Any]) -> range:
