@@ -334,7 +334,7 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         found[r["network"], "x".join(map(str, r["shape"])), r["batch"]][r["method"]] = r["added_mib"]
     return markdown(
-        ("network", "image", "batch", *methods), [(*key, *(cells[m] for m in methods)) for key, cells in found.items()]
+        ("network", "image", "batch", *methods), [(*key, *(cells.get(m, "not run") for m in methods)) for key, cells in found.items()]
     )
 
 

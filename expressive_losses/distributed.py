@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from expressive_losses.errors import UserError
+
 
 class Part(NamedTuple):
     """The rows ``start`` to ``stop`` of a batch of ``total``: those of one of ``processes``."""
@@ -164,14 +166,21 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def same_as_first(payload: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:
-    """Return what the first process has, in all of them; tensors and plain values, on the CPU."""
+    """Return what the first process has, in all of them; tensors and plain values, on the CPU.
+
+    Raises:
+        UserError: when the first process is gone.
+    """
     if processes() == 1:
         return payload
     buffer = io.BytesIO()
     if rank() == 0:
         torch.save(payload, buffer)
     size = torch.tensor(buffer.tell(), device=device)
-    dist.broadcast(size, 0)
+    try:
+        dist.broadcast(size, 0)
+    except RuntimeError:  # gloo's words for it are "connection closed by peer", with a traceback
+        raise UserError("the first process ended before training began; its own message says why") from None
     content = torch.zeros(int(size), dtype=torch.uint8, device=device)
     if rank() == 0:
         content.copy_(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))

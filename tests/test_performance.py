@@ -1,0 +1,16 @@
+"""The tables of docs/performance.md are those of the committed rows."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_tables_are_made_from_the_rows(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import training
+
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert training.with_tables(text) == text, "run: python benchmarks/training.py table --write"
+    for name in training.FILES:
+        assert f"<!-- {name}:begin -->\n|" in text
