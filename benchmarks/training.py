@@ -333,9 +333,8 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
     found: dict[tuple, dict[str, int]] = defaultdict(dict)
     for r in rows:
         found[r["network"], "x".join(map(str, r["shape"])), r["batch"]][r["method"]] = r["added_mib"]
-    return markdown(
-        ("network", "image", "batch", *methods), [(*key, *(cells.get(m, "not run") for m in methods)) for key, cells in found.items()]
-    )
+    lines = [(*key, *(cells.get(method, "not run") for method in methods)) for key, cells in found.items()]
+    return markdown(("network", "image", "batch", *methods), lines)
 
 
 def growth_table(rows: list[dict[str, Any]]) -> str:
