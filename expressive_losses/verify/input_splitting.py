@@ -21,6 +21,7 @@ from expressive_losses.verify.base import (
     Verdict,
     Verifier,
     is_counterexample,
+    logits_of,
 )
 from expressive_losses.verify.incomplete import margins_by
 
@@ -57,7 +58,7 @@ class InputSplitting(Verifier):
                 f"{self.max_inputs} (max_inputs); use bab"
             )
         search = _Search(self, network, problem)
-        if torch.isfinite(problem.logits).all():  # with NaN weights no sub-box is ever decided
+        if torch.isfinite(logits_of(network, problem.images)).all():  # with NaN weights no sub-box is ever decided
             search.run()
         return search.verdict()
 
