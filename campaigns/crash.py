@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ import torch
 from expressive_losses import checkpoint
 from expressive_losses.bounds import compat
 from expressive_losses.cli import train_main, verify_main
-from expressive_losses.run import environment
+from expressive_losses.run import RunDirectory, environment
+from expressive_losses.verify.ledger import Ledger
 
 TRAIN = (
     "--quiet --device cpu --epochs 6 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 "
@@ -203,13 +205,9 @@ class Campaign:
     def stopped_at_half(self) -> Path:
         """Return the folder of a run that was killed after its second checkpoint."""
         out = self.folder / "half"
-        shutil.rmtree(out, ignore_errors=True)
-        child = os.fork()
-        if child == 0:
-            _become(train_main, [*TRAIN, "--out", str(out)], lambda: None, os.open(os.devnull, os.O_WRONLY))
-        while not (out / "checkpoint.previous.pt").exists():
-            time.sleep(0.001)
-        _end(child, signal.SIGKILL)
+        arguments = [*TRAIN, "--out", str(out)]
+        ended = run(train_main, arguments, before=lambda: _signal_after(RunDirectory, "save", 2, signal.SIGKILL))
+        self.check("stopped at half", ended.code == -signal.SIGKILL, ended.said)
         return out
 
     def full_disk(self) -> None:
@@ -273,25 +271,23 @@ class Campaign:
     def two_at_once(self) -> None:
         """A second process in the same folder is refused, and does no harm."""
         self.count("two processes")
-        out = self.folder / "shared"
-        for main, arguments, file in (
-            (train_main, TRAIN, "checkpoint.pt"),
-            (verify_main, self.verify_arguments, "ledger.jsonl"),
+        for main, arguments, owner, name in (
+            (train_main, TRAIN, RunDirectory, "save"),
+            (verify_main, self.verify_arguments, Ledger, "sync"),
         ):
-            arguments = [*arguments, "--resume", "--out", str(out)]
+            arguments = [*arguments, "--resume", "--out", str(self.folder / f"shared-{main.__name__}")]
             child = os.fork()
             if child == 0:
-                _become(main, arguments, lambda: None, os.open(os.devnull, os.O_WRONLY))
-            while not (out / file).exists():
-                time.sleep(0.001)
-            os.kill(child, signal.SIGSTOP)  # it holds the folder while the second one tries
+                stop = partial(_signal_after, owner, name, 1, signal.SIGSTOP)
+                _become(main, arguments, stop, os.open(os.devnull, os.O_WRONLY))
+            os.waitpid(child, os.WUNTRACED)  # it holds the folder while the second one tries
             ended = run(main, arguments)
             os.kill(child, signal.SIGCONT)
             self.check(f"two processes: exit {ended.code}", ended.code == 2, ended.said)
             self.check("two processes: what is said", "another process" in ended.said, ended.said)
             self.check("two processes: the first", _end(child, None) == 0)
-        self.compare_training("two processes", _without_ledger(out))
-        shutil.rmtree(out)
+        self.finish_training("two processes", self.folder / "shared-train_main")
+        self.finish_verification("two processes, ledger", self.folder / "shared-verify_main")
 
     def clock_jumps(self) -> None:
         """The time of day jumps by days, back and forth: nothing depends on it."""
@@ -330,13 +326,6 @@ class Campaign:
         return self
 
 
-def _without_ledger(out: Path) -> Path:
-    for name in ("ledger.jsonl", "witnesses"):
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return out
-
-
 def _rows(path: Path) -> list[dict]:
     """Return the rows but for what differs between any two runs: times, and the processes that wrote."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -357,6 +346,20 @@ def _without_times(value):
 
 def _witnesses(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "witnesses").glob("*"))}
+
+
+def _signal_after(owner: type, method: str, calls: int, signal_: int) -> None:
+    """Make this process send itself a signal when a method was called so many times."""
+    real, left = getattr(owner, method), [calls]
+
+    def counted(*arguments, **options):
+        result = real(*arguments, **options)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal_)
+        return result
+
+    setattr(owner, method, counted)
 
 
 def _limit_files(size: int) -> None:

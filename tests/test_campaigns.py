@@ -55,7 +55,7 @@ def test_an_empty_mutation_is_not_noticed():
 
 def test_a_short_crash_campaign_loses_nothing():
     """Killed, stopped, out of disk, damaged, twice at once: resumed, it is the run that was left alone."""
-    words = [sys.executable, "-W", "ignore", "-m", "campaigns.crash", "--kills", "2"]
+    words = [sys.executable, "-W", "ignore", "-m", "campaigns.crash", "--kills", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,8 @@ from expressive_losses import distributed
 from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
 
+_STOPPED = "stopped; the state is saved, continue with --resume"
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, like all others; no option may be abbreviated."""
@@ -37,7 +39,7 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         on the disk, and ``--resume`` goes on from there.
     """
     try:
-        with _sigterm_raises():
+        with _sigterm_stops():
             command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -45,20 +47,23 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         return 130
-    except (Interrupted, _Terminated):
-        print("stopped; the state is saved, continue with --resume", file=sys.stderr)
+    except Interrupted:
+        print(_STOPPED, file=sys.stderr)
         return 143
     return 0
 
 
-class _Terminated(BaseException):
-    """SIGTERM came while no training loop was there to save its state first."""
-
-
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _sigterm_stops() -> Iterator[None]:
+    """Stop at once on SIGTERM, where no training loop is there to save its state first.
+
+    Not by an exception: one that is raised while a destructor happens to run is lost. What is on the disk is whole at
+    any moment.
+    """
+
     def stop(_signal, _frame) -> NoReturn:
-        raise _Terminated
+        os.write(2, f"{_STOPPED}\n".encode())
+        os._exit(143)
 
     try:
         former = signal.signal(signal.SIGTERM, stop)

@@ -129,7 +129,8 @@ class Ledger:
             self._lock()
             made = [] if made_with is None else [dict(made_with)]
             asked = {"format": self.format, **head, "made_with": made, "skipped": {}}
-            self.head, self.rows = self._restore(_plain(asked), resume)
+            with writing(self.path):
+                self.head, self.rows = self._restore(_plain(asked), resume)
         except BaseException:
             self._close()
             raise
