@@ -84,5 +84,6 @@ def test_every_verifier_has_the_same_rule(name, tolerance):
     """Scale 500: a margin of half of 500 tolerances is not proven, one of twice that is."""
     for share, status in ((0.5, Status.UNKNOWN), (2.0, Status.VERIFIED)):
         network, problem = tied(1e4, share * 500 * tolerance)
-        found = VERIFIERS.build({"name": name, "tolerance": tolerance})(network, problem)
+        limit = {"max_nodes": 64} if name == "input-bab" else {}
+        found = VERIFIERS.build({"name": name, "tolerance": tolerance, **limit})(network, problem)
         assert found.status == (status,), (share, found.margins)
