@@ -96,6 +96,12 @@ def peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
+def in_a_process(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run this script again with other arguments and return the JSON of its last line: peaks never fall again."""
+    done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def circumstances() -> dict[str, Any]:
     """Return what figures of speed depend on: command, hardware, threads, date, versions, commit."""
     return {**_circumstances(), "threads": torch.get_num_threads(), "git": _commit()}
