@@ -5,6 +5,7 @@
 # make soundness try to find a bound that is not one         (minutes; campaigns/README.md)
 # make crash     kill training and verification in every way, resume, compare
 # make coverage  set everything up, run the tests, show what they did not run
+# make mutation  change the equations line by line: which changes do the tests not notice? (mutmut; an hour)
 # make test-matrix  the tests with every Python and auto_LiRPA at hand (scripts/test_matrix.sh)
 # make clean     remove .venv, caches and demo runs
 #
@@ -30,7 +31,7 @@ ifneq ($(LIRPA),$(INSTALLED_LIRPA))
 OTHER_LIRPA := FORCE
 endif
 
-.PHONY: install test demo lint soundness crash coverage test-matrix clean FORCE
+.PHONY: install test demo lint soundness crash coverage mutation test-matrix clean FORCE
 
 install: $(INSTALLED)
 
@@ -53,6 +54,11 @@ crash: install
 
 coverage: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 -q --cov --cov-report=term $(ARGS)
+
+mutation: install
+	$(PIP) install -q 'mutmut>=3,<4'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 test-matrix:
 	scripts/test_matrix.sh $(ARGS)
