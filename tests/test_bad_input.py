@@ -675,6 +675,14 @@ VERIFY = [
             "climbs": "not a checkpoint",
         }.items()
     ),
+    ("--model run --budget -1", "budget"),
+    ("--model run --budget nan", "budget"),
+    ("--model run --seed -1", "seed"),
+    ("--model run --bound ibp --out file", "file"),
+    ("--model run --bound ibp --out file/inside", "file"),
+    ("--model run --bound ibp --out /proc/nowhere", "/proc/nowhere"),
+    ("export --model run --first -2 --out fresh", "--first"),
+    ("export --model run --eps 8 --out fresh", "did you mean 8/255"),
     # what is there already
     ("--model run --bound ibp --first 10 --out ledgers/good", "--resume"),
     *(
