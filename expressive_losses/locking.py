@@ -49,4 +49,5 @@ class FolderLock:
 
     def release(self) -> None:
         """Let go; safe to call twice."""
-        self._file.close()
+        with suppress(OSError):  # the process number in it, refused by a full disk, is tried again
+            self._file.close()
