@@ -1,5 +1,6 @@
 """Every registered network builds, runs and counts as published; a user's own network is checked first."""
 
+import pickle
 import sys
 import types
 
@@ -30,6 +31,12 @@ def test_every_model_builds_and_is_finite_in_both_modes(name, shape):
     assert module.training
     assert torch.isfinite(module(x)).all()
     assert isinstance([layer for layer in module.modules() if not list(layer.children())][-1], nn.Linear)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_every_model_goes_to_another_process(name):
+    model = MODELS.build(name)
+    assert pickle.loads(pickle.dumps(model)) == model
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -60,7 +60,9 @@ def _register(letter: str) -> None:
     layers = [f"conv {filters} {kernel}x{kernel}+{stride}" for filters, kernel, stride in convs]
     text = f"Model {letter.upper()}: {', '.join(layers + [f'FC {units}' for units in hidden])}; no BatchNorm."
     namespace = {"__doc__": text, "__module__": __name__, "letter": letter}
-    MODELS.register(f"model_{letter}")(type(f"Model{letter.upper()}", (CrownIbpNet,), namespace))
+    name = f"Model{letter.upper()}"
+    # under its name in this module, where pickle looks for it (experiments hand configs to other processes)
+    globals()[name] = MODELS.register(f"model_{letter}")(type(name, (CrownIbpNet,), namespace))
 
 
 for _letter in TABLE:
