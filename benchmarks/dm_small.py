@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,9 @@ def _cell(found: dict[str, Any] | None, published: float | None) -> str:
 def with_table(text: str) -> str:
     """Return the document with the table of the committed rows."""
     rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    marked = re.compile("(<!-- dm_small:begin -->\n).*?(\n<!-- dm_small:end -->)", re.DOTALL)
-    return marked.sub(lambda found: found[1] + table(rows) + found[2], text)
+    begin, end = "<!-- dm_small:begin -->\n", "<!-- dm_small:end -->"
+    before, rest = text.split(begin)
+    return before + begin + table(rows) + "\n" + end + rest.split(end)[1]
 
 
 if __name__ == "__main__":
@@ -60,4 +60,4 @@ if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
         DOCUMENT.write_text(new, encoding="utf-8")
     else:
-        print(re.search("<!-- dm_small:begin -->\n(.*?)\n<!-- dm_small:end -->", new, re.DOTALL)[1])
+        print(new.split("<!-- dm_small:begin -->\n")[1].split("<!-- dm_small:end -->")[0], end="")

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md are those of the committed rows."""
+"""The tables of docs/performance.md and of DM-small in docs/methods.md are those of the committed rows."""
 
 import sys
 from pathlib import Path
@@ -14,3 +14,12 @@ def test_tables_are_made_from_the_rows(monkeypatch):
     assert training.with_tables(text) == text, "run: python benchmarks/training.py table --write"
     for name in training.FILES:
         assert f"<!-- {name}:begin -->\n|" in text
+
+
+def test_dm_small_beside_the_published_errors(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import dm_small
+
+    text = dm_small.DOCUMENT.read_text(encoding="utf-8")
+    assert dm_small.with_table(text) == text, "run: python benchmarks/dm_small.py --write"
+    assert "| crown_ibp | 0.4 | 20 | 5.01 |" in text
