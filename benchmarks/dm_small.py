@@ -1,7 +1,7 @@
 """Verified errors of DM-small beside the published ones, from results/dm_small.jsonl, as the table of docs/methods.md.
 
-    python benchmarks/dm_small.py            prints it
-    python benchmarks/dm_small.py --write    puts it into the document
+python benchmarks/dm_small.py            prints it
+python benchmarks/dm_small.py --write    puts it into the document
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the Markdown table: one line for each network, natural and verified errors, published ones in parentheses."""
+    """Return the Markdown table: a line for each network, natural and verified errors, published ones in parentheses."""
     lines = [
         "| method | trained at | epochs | natural | eps 0.1 | eps 0.2 | eps 0.3 | eps 0.4 | training seconds |",
         "|---|---|---|---|---|---|---|---|---|",

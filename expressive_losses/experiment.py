@@ -111,8 +111,11 @@ def _check_processes(config: Config, network: BoundedNetwork, images: int) -> No
             "train this network in one process, or without BatchNorm"
         )
     last = images % training.batch_size or training.batch_size
-    if min(last, training.batch_size) < count and last > 1:  # a single image at the end is left out
-        raise UserError(f"a batch of {last} images for {count} processes; change training.batch_size")
+    least = (
+        training.batch_size if last == 1 else min(last, training.batch_size)
+    )  # a single image at the end is left out
+    if least < count:
+        raise UserError(f"a batch of {least} images for {count} processes; change training.batch_size")
 
 
 def seed_everything(seed: int) -> None:

@@ -6,4 +6,6 @@
 set -euo pipefail
 file=$1
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec python -m expressive_losses.experiments run "$file" "${@:2}"
+python=python
+[ ! -x .venv/bin/python ] || [ -n "${VIRTUAL_ENV:-}" ] || python=.venv/bin/python # what make installed
+exec "$python" -m expressive_losses.experiments run "$file" "${@:2}"

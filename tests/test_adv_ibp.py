@@ -12,10 +12,12 @@ import torch
 from torch.nn import Parameter
 
 from expressive_losses import checkpoint, experiment
+from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import load, parse_assignment
 from expressive_losses.errors import UserError
 from expressive_losses.losses.adv_ibp import first_order_stationarity
 from expressive_losses.registry import LOSSES
+from expressive_losses.step import Radii, forward_batch
 from expressive_losses.trainer import Interrupted
 from expressive_losses.types import BoundedBatch, Box, Clock, Progress
 
@@ -231,3 +233,15 @@ def test_the_two_warmups_and_what_is_logged(tmp_path):
 def test_the_adversarial_warmup_must_fit_into_the_warmup():
     with pytest.raises(UserError, match="attack_warmup 2 is longer than warmup 1"):
         settings("eps.schedule={name: linear, warmup: 1, attack_warmup: 2}")
+
+
+def test_gradients_are_laid_out_as_the_parameters():
+    """Fused optimisers take a gradient's numbers in the parameter's order; those of convolutions have channels last."""
+    config = load(None, [parse_assignment("method=adv_ibp")])
+    network = BoundedNetwork(config.model.build((1, 8, 8), 10), (1, 8, 8), 10)
+    parameters, x, labels = list(network.parameters()), torch.rand(8, 1, 8, 8), torch.arange(8)
+    memory = config.method.memory(parameters)
+    radii = Radii(bounded=0.1, attacked=0.1, fraction=1.0)
+    batch, terms = forward_batch(network, config.method, config.attack, x, labels, radii, config.training)
+    config.method.backward(batch, terms, parameters, memory)
+    assert all(p.grad.stride() == p.stride() for p in parameters)

@@ -110,9 +110,7 @@ def test_random_windows_cover_all_offsets_evenly():
 
 
 def test_flip_alone_mirrors_half_of_the_images():
-    out = augmented(
-        ROW, torch.zeros(2000, dtype=torch.long), Augmentation(flip=True), torch.Generator().manual_seed(0)
-    )
+    out = augmented(ROW, torch.zeros(2000, dtype=torch.long), Augmentation(flip=True), torch.Generator().manual_seed(0))
     mirrored = (out == ROW.flip(3)).flatten(1).all(1)
     assert ((out == ROW).flatten(1).all(1) | mirrored).all()
     assert 0.45 < mirrored.float().mean() < 0.55
@@ -392,9 +390,7 @@ def test_imagefolder_errors(tmp_path):
     dataset = DATASETS.build("imagefolder")
     write_image(tmp_path / "train/cat/1.png", (1, 2, 3))
     write_image(tmp_path / "train/cat/2.png", (1, 2, 3), size=(5, 3))
-    with pytest.raises(
-        UserError, match="2.png is 5x3 pixels but 1.png is 4x3; resize the images to one size"
-    ):
+    with pytest.raises(UserError, match="2.png is 5x3 pixels but 1.png is 4x3; resize the images to one size"):
         dataset.load(tmp_path, "train")
     (tmp_path / "train/cat/2.png").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="2.png is damaged"):
@@ -412,9 +408,7 @@ def test_tinyimagenet(tmp_path, rearranged):
     if rearranged:
         write_image(folder / "val" / "n02" / "images" / "val_0.JPEG", (9, 9, 9), size=(64, 64))
     else:
-        write_image(
-            folder / "val" / "images" / "val_0.JPEG", 9, size=(64, 64), mode="L"
-        )  # some of its files are grey
+        write_image(folder / "val" / "images" / "val_0.JPEG", 9, size=(64, 64), mode="L")  # some of its files are grey
         (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t32\t44\t62\n")
     dataset = DATASETS.build("tinyimagenet")
     train, test = dataset.load(tmp_path, "train"), dataset.load(tmp_path, "test")
@@ -477,9 +471,7 @@ def test_damaged_cifar_is_not_unpickled(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(
-        UserError, match="data set 'cifar10': not found or damaged under .*cifar-10-python.tar.gz"
-    ):
+    with pytest.raises(UserError, match="data set 'cifar10': not found or damaged under .*cifar-10-python.tar.gz"):
         DATASETS.build("cifar10").load(tmp_path, "test")
 
 

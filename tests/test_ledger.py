@@ -34,17 +34,13 @@ QUIET = Settings(progress=False)
 
 def network(seed: int = 0) -> BoundedNetwork:
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
-    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     return BoundedNetwork(model, (1, 2, 2), 3)
 
 
 def data(count: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 images, labelled by the network but for every seventh."""
-    images = torch.randint(
-        256, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
+    images = torch.randint(256, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     labels = network()(images / 255).argmax(1)
     labels[::7] = (labels[::7] + 1) % 3
     return images, labels
@@ -113,9 +109,7 @@ def test_verified_rows_have_positive_margins(tmp_path):
     run(tmp_path)
     verified = [row for row in read_ledger(tmp_path)[1].values() if row.status is Status.VERIFIED]
     assert verified
-    assert all(
-        row.margin > 0 and row.decided_by in ("ibp", "crown") and row.witness is None for row in verified
-    )
+    assert all(row.margin > 0 and row.decided_by in ("ibp", "crown") and row.witness is None for row in verified)
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 13, 23])
@@ -285,9 +279,7 @@ def test_summary_of_literal_rows():
     assert "adversarial" not in table_of(summarize(head, rows, []))
 
 
-@pytest.mark.parametrize(
-    "k, n, low, high", [(0, 10, 0.0, 27.75), (5, 10, 23.66, 76.34), (10, 10, 72.25, 100.0)]
-)
+@pytest.mark.parametrize("k, n, low, high", [(0, 10, 0.0, 27.75), (5, 10, 23.66, 76.34), (10, 10, 72.25, 100.0)])
 def test_wilson_interval(k, n, low, high):
     """Values of Wilson's interval at 95 %, as tabulated."""
     assert wilson(k, n) == pytest.approx((low, high), abs=0.005)

@@ -63,9 +63,7 @@ def test_parameter_counts(name, shape, classes, parameters):
     assert count(MODELS.build(name), shape, classes) == parameters
 
 
-@pytest.mark.parametrize(
-    ("name", "units"), [("dm_small", 8_308), ("dm_medium", 46_912), ("dm_large", 229_888)]
-)
+@pytest.mark.parametrize(("name", "units"), [("dm_small", 8_308), ("dm_medium", 46_912), ("dm_large", 229_888)])
 def test_hidden_units_of_the_dm_networks_on_cifar(name, units):
     """Paper "IBP", table 1: 8.3K, 47K and 230K; they settle the padding, which the table leaves out."""
     module, counted = MODELS.build(name).build((3, 32, 32), 10), []
@@ -78,11 +76,7 @@ def test_hidden_units_of_the_dm_networks_on_cifar(name, units):
 
 def test_cnn7_has_a_fifth_stride_at_64_pixels_only():
     strides = [
-        [
-            layer.stride[0]
-            for layer in MODELS.build("cnn7").build((3, size, size), 10)
-            if isinstance(layer, nn.Conv2d)
-        ]
+        [layer.stride[0] for layer in MODELS.build("cnn7").build((3, size, size), 10) if isinstance(layer, nn.Conv2d)]
         for size in (32, 64)
     ]
     assert strides == [[1, 1, 2, 1, 1], [1, 1, 2, 1, 2]]
@@ -178,9 +172,7 @@ def test_factory_without_arguments(own):
 def test_import_path_of_a_model_plugin():
     model = MODELS.build({"name": "expressive_losses.models.mlp:Mlp", "hidden": [3]})
     assert model.build((1, 2, 2), 2)[1].out_features == 3
-    with pytest.raises(
-        UserError, match="model 'expressive_losses.models.mlp:Mlp': hidden.0: Input should be greater"
-    ):
+    with pytest.raises(UserError, match="model 'expressive_losses.models.mlp:Mlp': hidden.0: Input should be greater"):
         MODELS.build({"name": "expressive_losses.models.mlp:Mlp", "hidden": [0]}).build((1, 2, 2), 2)
 
 
@@ -207,9 +199,7 @@ def test_errors_of_a_factory_are_one_line(own, spec, message):
 
 
 def test_wrong_image_shape_and_infinite_logits(own):
-    with pytest.raises(
-        UserError, match=r"does not take images of shape \(1, 3, 3\) \(C, H, W\): mat1 and mat2"
-    ):
+    with pytest.raises(UserError, match=r"does not take images of shape \(1, 3, 3\) \(C, H, W\): mat1 and mat2"):
         MODELS.build("own_networks:fixed").build((1, 3, 3), 2)
     with pytest.raises(UserError, match="not finite"):
         MODELS.build("own_networks:infinite").build((1, 2, 2), 2)

@@ -113,26 +113,33 @@ class Stage:
 
 
 def chain_of(model: nn.Module) -> list[Stage] | None:
-    """Return the stages of a chain that ends in a linear layer, or None when the module is something else."""
+    """Return the stages of a chain that ends in a linear layer, or None when the module is something else.
+
+    Linear layers may act on the rows of images, but BatchNorm after one, and the last one, need flat inputs. A ReLU
+    may stand in several places; a layer with parameters in two places is no chain.
+    """
     if type(model) is not nn.Sequential or any(_altered(layer) for layer in model.modules()):
         return None
     stages: list[Stage] = []
-    flatten = False
-    for name, layer in model.named_children():
+    flatten = flat = False
+    layers = model._modules  # named_children() would leave out a layer that stands in two places
+    if len({id(layer) for layer in layers.values() if _is_kept(layer)}) < sum(map(_is_kept, layers.values())):
+        return None
+    for name, layer in layers.items():
         last = stages[-1] if stages else None
         if type(layer) in _NORMS and getattr(layer, "padding_mode", "zeros") == "zeros":
             stages.append(Stage(layer, flatten))
             flatten = False
         elif type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
-            flatten = True
-        elif _is_norm_of(last, layer) and not (last.norm or last.relu or flatten):
+            flatten = flat = True
+        elif _is_norm_of(last, layer, flat) and not (last.norm or last.relu or flatten):
             last.norm = (name, layer)
         elif type(layer) is nn.ReLU and last and not (last.relu or flatten):
             last.relu = True
         else:
             return None
     ends_linear = stages and isinstance(stages[-1].affine, nn.Linear) and not (stages[-1].norm or stages[-1].relu)
-    return stages if ends_linear and not flatten else None
+    return stages if ends_linear and flat and not flatten else None
 
 
 def train_logits(stages: list[Stage], x: Tensor) -> tuple[Tensor, BatchStatistics]:
@@ -172,7 +179,7 @@ def frozen_logits(stages: list[Stage], statistics: BatchStatistics | None) -> Ca
         statistics: of BatchNorm, by name; ``None``: the running ones.
     """
     with torch.no_grad():
-        maps = [stage.merged(statistics) for stage in stages]
+        maps = [_detached(stage.merged(statistics)) for stage in stages]
 
     def logits(x: Tensor) -> Tensor:
         for stage, affine in zip(stages, maps, strict=True):
@@ -188,16 +195,31 @@ def frozen_logits(stages: list[Stage], statistics: BatchStatistics | None) -> Ca
     return logits
 
 
+def _detached(affine: Affine) -> Affine:
+    """Return the map with constants in place of parameters, which merging may have handed through."""
+    return Affine(affine.layer, *(x.detach() if isinstance(x, Tensor) else x for x in affine[1:]))
+
+
 def _laid_out(x: Tensor) -> Tensor:
     """Return an image batch, or the weights of a 2d convolution, with channels last: convolutions are faster then."""
     return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _is_norm_of(stage: Stage | None, layer: nn.Module) -> bool:
-    """Return whether a layer is BatchNorm, with running statistics, over what this stage puts out."""
-    return stage is not None and type(layer) is _NORMS[type(stage.affine)] and layer.track_running_stats
+def _is_norm_of(stage: Stage | None, layer: nn.Module, flat: bool) -> bool:
+    """Return whether a layer is BatchNorm, with running statistics, over what this stage puts out.
+
+    Over the rows of images BatchNorm1d would take another dimension than the linear layer's outputs.
+    """
+    if stage is None or type(layer) is not _NORMS[type(stage.affine)] or not layer.track_running_stats:
+        return False
+    return flat or not isinstance(stage.affine, nn.Linear)
+
+
+def _is_kept(layer: nn.Module) -> bool:
+    """Return whether a layer has parameters or statistics."""
+    return type(layer) in _NORMS or isinstance(layer, _BatchNorm)
 
 
 def _altered(layer: nn.Module) -> bool:
-    """Return whether hooks change what a layer computes: its type does not say then what it does."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    """Return whether a layer may compute something else than its type says: by hooks, or a forward of its own."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)

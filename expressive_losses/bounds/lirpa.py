@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -214,10 +215,15 @@ class Graph:
         options = {"conv_mode": _convolution_mode(model, dummy.shape), "sparse_features_alpha": False}
         said = io.StringIO()
         try:
-            with _logged_to(said):
+            with _logged_to(said), warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", torch.jit.TracerWarning)
                 bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
         except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
             raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {_reason(error, said)}") from error
+        if any("Python boolean" in str(warning.message) for warning in warned):
+            raise UnsupportedNetwork(
+                "the network's forward pass branches on a tensor's values: its bounds would be those of one branch"
+            )
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for node in bounded._modules.values():
             if type(node).__name__ == "BoundParams" and node.ori_name in parameters:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import lirpa
-from expressive_losses.bounds.chain import can_train, chain_of, frozen_logits, train_logits
+from expressive_losses.bounds.chain import Stage, can_train, chain_of, frozen_logits, train_logits
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
 from expressive_losses.bounds.interval import interval_bounds
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
@@ -68,9 +68,18 @@ class BoundedNetwork(nn.Module):
         per_channel = (1, -1) + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(per_channel))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(per_channel))
-        self._chain = chain_of(model) if fast_chain else None
-        self._transposable = self._chain is not None and transposable(self._chain)
+        self.fast_chain = fast_chain
         self._graphs: dict[bool, lirpa.Graph] = {}
+        self._graphs_of: tuple[int, ...] = ()
+
+    @property
+    def _chain(self) -> list[Stage] | None:
+        """The stages, read anew each time (microseconds): layers may have been replaced or hooked since."""
+        return chain_of(self.model) if self.fast_chain else None
+
+    @property
+    def _transposable(self) -> bool:
+        return (chain := self._chain) is not None and transposable(chain)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std."""
@@ -198,6 +207,11 @@ class BoundedNetwork(nn.Module):
 
     def _graph(self, method: BoundMethod) -> lirpa.Graph:
         """Return the bounded graph, built at first use; alpha-CROWN has its own: it keeps state on the nodes."""
+        # auto_LiRPA holds the parameters themselves: others in their place, or other layers, need another graph
+        parts = tuple(map(id, [*self.model.modules(), *self.model.parameters()]))
+        if parts != self._graphs_of:
+            self._graphs.clear()
+            self._graphs_of = parts
         own = method == "alpha_crown"
         if own not in self._graphs:
             self._graphs[own] = lirpa.Graph(self.model, self.shape, self.mean)

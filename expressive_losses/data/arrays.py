@@ -57,9 +57,7 @@ class ImageNet64(Dataset):
 
     shape = (3, 64, 64)
     classes = 1000
-    source = (
-        "put train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz into <data root>/imagenet64"
-    )
+    source = "put train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz into <data root>/imagenet64"
 
     mean: tuple[float, ...] = (0.4815, 0.4578, 0.4082)
     std: tuple[float, ...] = (0.2153, 0.2111, 0.2121)
@@ -75,9 +73,7 @@ class ImageNet64(Dataset):
             if not path.is_file():
                 raise self.missing(path, "; the pickled files will not do, take the npz ones")
         labels = np.concatenate([read_npz(path, ("labels",))[0] for path in paths]).astype(np.int64) - 1
-        images = np.empty(
-            (len(labels), *self.shape), dtype=np.uint8
-        )  # filled in place: never two copies of it all
+        images = np.empty((len(labels), *self.shape), dtype=np.uint8)  # filled in place: never two copies of it all
         start = 0
         for path in paths:
             (data,) = read_npz(path, ("data",))
@@ -101,8 +97,7 @@ def read_npz(path: Path, keys: Sequence[str]) -> list[np.ndarray]:
             absent = [key for key in keys if key not in archive.files]
             if absent:
                 raise UserError(
-                    f"{path}: array '{absent[0]}' is missing; "
-                    f"it holds {', '.join(archive.files) or 'nothing'}"
+                    f"{path}: array '{absent[0]}' is missing; it holds {', '.join(archive.files) or 'nothing'}"
                 )
             return [archive[key] for key in keys]
     except (

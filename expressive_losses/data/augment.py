@@ -29,9 +29,7 @@ class Augmentation:
         return self.flip or self.crop_padding > 0
 
 
-def augmented(
-    images: Tensor, indices: Tensor, how: Augmentation, generator: torch.Generator | None
-) -> Tensor:
+def augmented(images: Tensor, indices: Tensor, how: Augmentation, generator: torch.Generator | None) -> Tensor:
     """Return the images at ``indices``, each flipped and cropped at random.
 
     No loop over images and no host synchronisation.
@@ -85,7 +83,5 @@ def shifted(
     return out * inside
 
 
-def _draw(
-    below: int, size: tuple[int, ...], device: torch.device, generator: torch.Generator | None
-) -> Tensor:
+def _draw(below: int, size: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     return torch.randint(below, size, generator=generator, device=device)

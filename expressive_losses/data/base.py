@@ -37,9 +37,7 @@ class ImageData:
     scale: float = 255.0
 
     @classmethod
-    def checked(
-        cls, images: Any, labels: Any, classes: int, scale: float = 255.0, source: str = "data"
-    ) -> ImageData:
+    def checked(cls, images: Any, labels: Any, classes: int, scale: float = 255.0, source: str = "data") -> ImageData:
         """Return the data as tensors, or say what is wrong with them.
 
         Args:
@@ -59,9 +57,7 @@ class ImageData:
         if images.dim() != 4:
             raise UserError(f"{source}: images must have shape (N, C, H, W), got {tuple(images.shape)}")
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise UserError(
-                f"{source}: labels must be N integers, got {_dtype(labels)} of shape {tuple(labels.shape)}"
-            )
+            raise UserError(f"{source}: labels must be N integers, got {_dtype(labels)} of shape {tuple(labels.shape)}")
         if len(images) != len(labels):
             raise UserError(f"{source}: {len(images)} images but {len(labels)} labels")
         if not images.numel():

@@ -64,9 +64,7 @@ class Batches:
         least = batch_size if drop_last else min(2, batch_size)
         steps = full + (rest >= least)
         if steps == 0:
-            raise UserError(
-                f"{len(self)} training images do not fill one batch of {batch_size}; lower the batch size"
-            )
+            raise UserError(f"{len(self)} training images do not fill one batch of {batch_size}; lower the batch size")
         return steps
 
     def order_of_step(self, order: Tensor, step: int, batch_size: int) -> Tensor:

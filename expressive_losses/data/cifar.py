@@ -32,9 +32,7 @@ class Cifar(Dataset):
         """Read one split from the batch files."""
         found = torchvision_dataset(self, self.torchvision_class, root, self.download, train=split == "train")
         images = found.data.transpose(0, 3, 1, 2)
-        return ImageData.checked(
-            images, found.targets, self.classes, source=f"data set '{self.name}' ({split})"
-        )
+        return ImageData.checked(images, found.targets, self.classes, source=f"data set '{self.name}' ({split})")
 
 
 @DATASETS.register("cifar10")
@@ -82,6 +80,4 @@ class Svhn(Dataset):
     def read(self, root: Path, split: Split) -> ImageData:
         """Read one split from the MATLAB file; its label 10 is the digit 0."""
         found = torchvision_dataset(self, "SVHN", root / "svhn", self.download, split=split)
-        return ImageData.checked(
-            found.data, found.labels, self.classes, source=f"data set '{self.name}' ({split})"
-        )
+        return ImageData.checked(found.data, found.labels, self.classes, source=f"data set '{self.name}' ({split})")

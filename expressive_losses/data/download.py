@@ -12,9 +12,7 @@ from expressive_losses.errors import UserError
 DOWNLOAD_HINT = ", or let train.py fetch it: --set data.download=true"
 
 
-def torchvision_dataset(
-    dataset: Dataset, class_name: str, root: Path, download: bool, **arguments: Any
-) -> Any:
+def torchvision_dataset(dataset: Dataset, class_name: str, root: Path, download: bool, **arguments: Any) -> Any:
     """Build ``torchvision.datasets.<class_name>``, with its failures as one-line errors.
 
     Args:
@@ -35,9 +33,7 @@ def torchvision_dataset(
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         if download:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"data set '{dataset.name}': fetching it failed ({reason}); {dataset.source}"
-            ) from error
+            raise UserError(f"data set '{dataset.name}': fetching it failed ({reason}); {dataset.source}") from error
         raise UserError(
             f"data set '{dataset.name}': not found or damaged under {root}; {dataset.source}{DOWNLOAD_HINT}"
         ) from error

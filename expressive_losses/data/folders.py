@@ -40,9 +40,7 @@ class ImageFolder(Dataset):
         names = _subfolders(folder / split, self)
         unknown = sorted(set(names) - set(classes))
         if unknown:
-            raise UserError(
-                f"data set '{self.name}': class '{unknown[0]}' of {folder / split} has no folder in train/"
-            )
+            raise UserError(f"data set '{self.name}': class '{unknown[0]}' of {folder / split} has no folder in train/")
         paths, labels = [], []
         for name in names:
             found = _image_files(folder / split / name)
@@ -64,9 +62,7 @@ class TinyImageNet(Dataset):
 
     shape = (3, 64, 64)
     classes = 200
-    source = (
-        "unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) in the data root"
-    )
+    source = "unpack tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) in the data root"
 
     mean: tuple[float, ...] = (0.4802, 0.4481, 0.3975)
     std: tuple[float, ...] = (0.2302, 0.2265, 0.2262)
@@ -81,9 +77,7 @@ class TinyImageNet(Dataset):
         pairs = self._train(folder, classes) if split == "train" else self._validation(folder)
         unknown = next((name for _, name in pairs if name not in set(classes)), None)
         if unknown or not pairs:
-            raise UserError(
-                f"data set '{self.name}': {folder} is damaged ({unknown or 'no images'}); {self.source}"
-            )
+            raise UserError(f"data set '{self.name}': {folder} is damaged ({unknown or 'no images'}); {self.source}")
         index = {name: label for label, name in enumerate(classes)}
         images = read_images([path for path, _ in pairs], "RGB", self.name)
         labels = [index[name] for _, name in pairs]

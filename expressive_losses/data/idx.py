@@ -38,9 +38,7 @@ def read_idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(np.int64)
     if len(content) - start != shape.prod():
         raise _damaged(path, f"it holds {len(content) - start} bytes of data, its header says {shape.prod()}")
-    return (
-        np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
-    )  # a copy is writable, as torch wants it
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # a copy is writable, as torch wants it
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -38,9 +38,7 @@ class MnistFormat(Dataset):
         if self.download and not all(self._find(root, name) for name in names):
             torchvision_dataset(self, self.folder, root, train=split == "train", download=True)
         images, labels = (read_idx(self._existing(root, name)) for name in names)
-        return ImageData.checked(
-            images[:, None], labels, self.classes, source=f"data set '{self.name}' ({split})"
-        )
+        return ImageData.checked(images[:, None], labels, self.classes, source=f"data set '{self.name}' ({split})")
 
     def _find(self, root: Path, name: str) -> Path | None:
         folders = (root / self.folder / "raw", root / self.folder)

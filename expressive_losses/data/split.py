@@ -29,8 +29,7 @@ def split_validation(data: ImageData, held_out: float | int, seed: int = 0) -> t
     count = held_out if isinstance(held_out, int) else round(held_out * len(data))
     if not 0 < count < len(data):
         raise UserError(
-            "validation split: expected a fraction in (0, 1) or a number of images below "
-            f"{len(data)}, got {held_out}"
+            f"validation split: expected a fraction in (0, 1) or a number of images below {len(data)}, got {held_out}"
         )
     labels = data.labels.cpu().numpy()
     random = np.random.RandomState(seed)

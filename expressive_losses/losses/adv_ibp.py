@@ -84,7 +84,8 @@ class AdvIBP(Loss):
             add_gradients(gradients)
         on_verified = kappa[1] + 2 * kappa[2] * terms["ibp_loss"].detach()  # d/dL (k L + r L^2)
         for parameter, a, v, r in zip(parameters, adversarial, verified, rest, strict=True):
-            parameter.grad = kappa[0] * a + on_verified * v + r
+            # laid out as the parameter, which fused optimisers take for granted: gradients may have channels last
+            parameter.grad = torch.empty_like(parameter).copy_(kappa[0] * a + on_verified * v + r)
         self.remember(memory, adversarial, verified)
         names = ("kappa_adv", "kappa_ibp", "kappa_reg", "agree", "prefer_adv", "prefer_ibp")
         return {"fosc": fosc, **dict(zip(names, [*kappa, *case], strict=True))}

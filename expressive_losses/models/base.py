@@ -58,15 +58,12 @@ class Factory(Model):
         factory = import_object(self.path, "model")
         if not callable(factory):
             raise UserError(
-                f"model '{self.path}': expected a function or class that returns an nn.Module, "
-                f"got {factory!r}"
+                f"model '{self.path}': expected a function or class that returns an nn.Module, got {factory!r}"
             )
         product = self._call(factory, shape, classes)
         module = product.build(shape, classes) if isinstance(product, Model) else product
         if not isinstance(module, nn.Module):
-            raise UserError(
-                f"model '{self.path}': must return a torch.nn.Module, got {type(module).__name__}"
-            )
+            raise UserError(f"model '{self.path}': must return a torch.nn.Module, got {type(module).__name__}")
         check_output(module, shape, classes, self.path)
         return module
 
@@ -100,9 +97,7 @@ def check_output(module: nn.Module, shape: Shape, classes: int, name: str = "mod
         UserError: dropout inside, the image shape is not accepted, or the output is not a finite (2, classes)
             tensor.
     """
-    dropouts = [
-        key for key, layer in module.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)
-    ]
+    dropouts = [key for key, layer in module.named_modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
     if dropouts:
         raise UserError(
             f"model '{name}': layer '{dropouts[0]}' is dropout, which cannot be bounded; "
@@ -131,9 +126,7 @@ def _logits_of_two_images(module: nn.Module, shape: Shape, name: str) -> Any:
             return module(torch.full((2, *shape), 0.5, device=like.device, dtype=like.dtype))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}"
-        ) from error
+        raise UserError(f"model '{name}': does not take images of shape {tuple(shape)} (C, H, W): {reason}") from error
     except Exception as error:  # whatever somebody's code does
         raise UserError(f"model '{name}': on two images it failed with {failure(error)}") from error
     finally:

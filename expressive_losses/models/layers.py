@@ -70,7 +70,6 @@ def conv_size(name: str, shape: tuple[int, int, int], size: int, conv: Conv) -> 
     out = (size + 2 * conv.padding - conv.kernel) // conv.stride + 1
     if out < 1:
         raise UserError(
-            f"model '{name}': images of shape {tuple(shape)} are too small for its convolutions; "
-            "choose another model"
+            f"model '{name}': images of shape {tuple(shape)} are too small for its convolutions; choose another model"
         )
     return out

@@ -30,9 +30,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,9 +138,7 @@ class WideResNet(Model):
                 layers.append(WideBlock(inputs, outputs, stride=2 if stage and not block else 1))
                 inputs = outputs
         pool = nn.AvgPool2d(_side(self.name, shape, stages=3))
-        return nn.Sequential(
-            *layers, nn.BatchNorm2d(inputs), nn.ReLU(), pool, nn.Flatten(), nn.Linear(inputs, classes)
-        )
+        return nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), pool, nn.Flatten(), nn.Linear(inputs, classes))
 
 
 def _side(name: str, shape: Shape, stages: int) -> tuple[int, int]:
@@ -150,8 +146,6 @@ def _side(name: str, shape: Shape, stages: int) -> tuple[int, int]:
     height, width = shape[1:]
     for _ in range(stages - 1):
         if min(height, width) < 2:
-            raise UserError(
-                f"model '{name}': images of shape {tuple(shape)} are too small for {stages} stages"
-            )
+            raise UserError(f"model '{name}': images of shape {tuple(shape)} are too small for {stages} stages")
         height, width = (conv_size(name, shape, size, Conv(1, 3, 2, 1)) for size in (height, width))
     return height, width

@@ -120,7 +120,7 @@ def check(
     head, rows = read_ledger(folder)
     images, labels = images[: head["first"]], labels[: head["first"]].long()
     refuse_other_question(folder / FILE_NAME, head, network, images, labels)
-    evaluated = evaluation_copy(network, torch.device(device), torch.float64)
+    evaluated = evaluation_copy(network, torch.device(device), torch.float64, fast_chain=False)
     again = _Again(folder, head, rows, evaluated, images, labels, tolerance, batch_size)
     with computing_in(torch.float64):
         findings = again.plain_rows()

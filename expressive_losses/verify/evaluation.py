@@ -15,25 +15,37 @@ from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Problem
 
 
-def evaluation_copy(network: BoundedNetwork, device: torch.device | str, dtype: torch.dtype) -> BoundedNetwork:
+def evaluation_copy(
+    network: BoundedNetwork, device: torch.device | str, dtype: torch.dtype, fast_chain: bool = True
+) -> BoundedNetwork:
     """Return a copy of the network in eval mode; the caller's keeps its mode, device, dtype and gradients.
 
+    Args:
+        network, device, dtype: what, where and in which precision.
+        fast_chain: see :class:`BoundedNetwork`; without it all bounds are auto_LiRPA's.
+
     Raises:
-        UserError: the network is random also in eval mode.
+        UserError: the network is random also in eval mode, or the fast path computes something else than it.
     """
     mean, std = network.mean.flatten().tolist(), network.std.flatten().tolist()
     # The plain module is copied and bounded anew: auto_LiRPA's graphs cannot be copied once they were used.
-    copied = BoundedNetwork(copy.deepcopy(network.model), network.shape, network.classes, mean, std)
+    copied = BoundedNetwork(copy.deepcopy(network.model), network.shape, network.classes, mean, std, fast_chain)
     copied = copied.to(device=torch.device(device), dtype=dtype).eval()
-    _refuse_random(copied)
+    _refuse_other_function(copied)
     return copied
 
 
 @torch.no_grad()
-def _refuse_random(network: BoundedNetwork) -> None:
-    """Evaluate the network twice: of one that answers by chance nothing can be proven."""
+def _refuse_other_function(network: BoundedNetwork) -> None:
+    """Evaluate the network twice, and its fast path: of one that answers by chance nothing can be proven."""
     x = torch.rand(2, *network.shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
     first, second = network(x), network(x)
+    with network.frozen() as logits:
+        if not torch.allclose(logits(x), first, rtol=1e-3, atol=1e-3 * float(first.abs().max()), equal_nan=True):
+            raise UserError(
+                "the fast path for chains of layers does not compute what this network computes: nothing is verified; "
+                "this is an error of expressive_losses, please report it with the network's layers"
+            )
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise UserError(
             "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "

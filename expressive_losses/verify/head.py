@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,13 @@ def head_of(
 
 
 def hash_of_weights(network: BoundedNetwork) -> str:
-    """Return the SHA-256 of the state dict: names, types, shapes and values of parameters and buffers."""
-    return hash_of_tensors(network.state_dict())
+    """Return the SHA-256 of the layers and the state dict: names, types, shapes and values of parameters and buffers.
+
+    The layers as torch prints them, so that a ReLU in a Sigmoid's place is another network; addresses in memory, which
+    functions print, are left out.
+    """
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network.model))
+    return hashlib.sha256(f"{layers}\n{hash_of_tensors(network.state_dict())}".encode()).hexdigest()
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:

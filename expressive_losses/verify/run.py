@@ -107,5 +107,5 @@ def _record(ledger: Ledger, outcomes: Sequence[Outcome], counts: Counter[str], b
         ledger.append(outcome)
         counts[outcome.status.value] += 1
     ledger.sync()
-    bar.set_postfix(counts)
+    bar.set_postfix(counts, refresh=False)
     bar.update(len(new))
