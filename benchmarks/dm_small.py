@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the Markdown table: a line for each network, natural and verified errors, published ones in parentheses."""
+    """Return the Markdown table: a line a network, natural and verified errors, published ones in parentheses."""
     lines = [
         "| method | trained at | epochs | natural | eps 0.1 | eps 0.2 | eps 0.3 | eps 0.4 | training seconds |",
         "|---|---|---|---|---|---|---|---|---|",
