@@ -467,7 +467,8 @@ class AlwaysDropping(Unknown):
 @pytest.mark.parametrize(
     "model, bound, words",
     [
-        (Unknown, "ibp", "unsupported operation cumsum$"),
+        # which of the two, depends on the opset of the last ONNX export in this process, a global of torch's
+        (Unknown, "ibp", "unsupported operation cumsum$|auto_LiRPA cannot bound this network"),
         (Unknown, "bab", "layer 'cumsum' .* not supported"),
         (AlwaysDropping, "ibp", "random also in eval mode"),
         (AlwaysDropping, "pgd", "random also in eval mode"),

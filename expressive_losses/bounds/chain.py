@@ -112,16 +112,20 @@ class Stage:
         return flatten(x) if self.flatten else _laid_out(x)
 
 
-def chain_of(model: nn.Module) -> list[Stage] | None:
+def chain_of(model: nn.Module, flat: bool = False) -> list[Stage] | None:
     """Return the stages of a chain that ends in a linear layer, or None when the module is something else.
 
     Linear layers may act on the rows of images, but BatchNorm after one, and the last one, need flat inputs. A ReLU
     may stand in several places; a layer with parameters in two places is no chain.
+
+    Args:
+        model: the module.
+        flat: whether its inputs are vectors.
     """
     if type(model) is not nn.Sequential or any(_altered(layer) for layer in model.modules()):
         return None
     stages: list[Stage] = []
-    flatten = flat = False
+    flatten = False
     layers = model._modules  # named_children() would leave out a layer that stands in two places
     if len({id(layer) for layer in layers.values() if _is_kept(layer)}) < sum(map(_is_kept, layers.values())):
         return None

@@ -75,7 +75,7 @@ class BoundedNetwork(nn.Module):
     @property
     def _chain(self) -> list[Stage] | None:
         """The stages, read anew each time (microseconds): layers may have been replaced or hooked since."""
-        return chain_of(self.model) if self.fast_chain else None
+        return chain_of(self.model, len(self.shape) == 1) if self.fast_chain else None
 
     @property
     def _transposable(self) -> bool:
