@@ -56,6 +56,7 @@ sys.path.insert(0, "")
 sys.argv = ["abcrown.py", *sys.argv[1:]]
 runpy.run_path("abcrown.py", run_name="__main__")
 """
+#: weights_only=False: the module that this benchmark itself has just written to its own temporary folder.
 LOADERS = """
 import torch
 def network(): return torch.load({network!r}, weights_only=False)

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from test_cli import fails
 from torch import nn
 
 from expressive_losses import checkpoint
@@ -52,17 +53,6 @@ def rows_of(out):
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-def fails(line, capsys) -> str:
-    try:
-        code = verify_main(shlex.split(line))
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    error = capsys.readouterr().err.strip()
-    assert code == 2, error
-    assert "Traceback" not in error
-    return error.splitlines()[-1]
-
-
 @pytest.mark.parametrize("name", ["plain", "nested", "old"])
 def test_a_state_dict_with_its_architecture_gives_the_rows_of_the_checkpoint(name, trained, files, tmp_path):
     payload = checkpoint.read(trained / "model.pt")
@@ -79,7 +69,7 @@ def test_a_state_dict_with_its_architecture_gives_the_rows_of_the_checkpoint(nam
 def test_normalisation_is_part_of_what_is_verified(files, tmp_path, capsys):
     line = f"{QUICK} {TINY} --weights {files['plain']} --eps 0.1 --out {tmp_path}"
     assert verify_main(shlex.split(line)) == 0
-    assert "answers another question" in fails(f"{line} --mean 0.5 --std 2 --resume", capsys)
+    assert "answers another question" in fails(verify_main, f"{line} --mean 0.5 --std 2 --resume", capsys)
 
 
 def test_a_factory_needs_no_trust_where_the_user_typed_it(tmp_path, monkeypatch):
@@ -138,7 +128,7 @@ def test_onnx_gives_the_rows_of_the_network_it_was_made_from(trained, tmp_path):
 )
 def test_mistakes(line, message, trained, files, capsys, tmp_path):
     line = line.format(ours=trained / "model.pt", **files)
-    assert message in fails(f"{line} --bound ibp --quiet --out {tmp_path / 'out'}", capsys)
+    assert message in fails(verify_main, f"{line} --bound ibp --quiet --out {tmp_path / 'out'}", capsys)
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
