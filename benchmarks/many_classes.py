@@ -1,4 +1,4 @@
-"""One step of bounds with many classes, on the fast path and by auto_LiRPA: CPU seconds and memory. JSON rows on stdout.
+"""One step of bounds with many classes, on the fast path and by auto_LiRPA: CPU time and memory. JSON rows on stdout.
 
     python benchmarks/many_classes.py >results/many_classes.jsonl
 

@@ -1,5 +1,6 @@
 """The tables of docs/performance.md and of DM-small in docs/methods.md are those of the committed rows."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,3 +24,13 @@ def test_dm_small_beside_the_published_errors(monkeypatch):
     text = dm_small.DOCUMENT.read_text(encoding="utf-8")
     assert dm_small.with_table(text) == text, "run: python benchmarks/dm_small.py --write"
     assert "| crown_ibp | 0.4 | 20 | 5.01 |" in text
+
+
+def test_many_classes_beside_auto_lirpa():
+    rows = [json.loads(line) for line in (ROOT / "results" / "many_classes.jsonl").read_text().splitlines()]
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        name = {"ibp": "IBP", "crown_ibp": "CROWN-IBP"}[ours["method"]]
+        seconds = f"{ours['cpu_seconds']:.2f} ({theirs['cpu_seconds']:.2f})"
+        memory = f"{ours['added_mib']} ({theirs['added_mib']})"
+        assert f"| {name} | {ours['classes']} | {ours['batch_size']} | {seconds} | {memory} |" in text
