@@ -174,10 +174,13 @@ def load(path: Path | None, overrides: Iterable[Mapping[str, Any]] = ()) -> Conf
     Raises:
         UserError: unreadable file, bad YAML, cyclic ``extends``, unknown key or bad value.
     """
-    values: dict[str, Any] = read(path) if path else {}
+    return resolve(read(path), overrides, str(path)) if path else resolve({}, overrides)
+
+
+def resolve(values: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = (), source: str = "config") -> Config:
+    """Do what :func:`load` does with the mapping of a file, which messages call ``source``."""
     for override in overrides:
         values = merge(values, override)
-    source = str(path) if path else "config"
     given = {key: values[key] for key in ("data", "plugins") if key in values}
     data = Config.build(merge({"data": Config().data.spec()}, given), source).data
     defaults = merge(Config().resolved(), data.defaults)

@@ -89,7 +89,7 @@ def _method(row: dict[str, Any]) -> str:
 
 def _cascade(group: Sequence[dict[str, Any]]) -> str:
     """Return verified accuracy by verify.py's cascade, and of how many images; "not run" unless every seed has it."""
-    found = [[v for name, v in row.get("verify", {}).items() if "-cascade-" in name] for row in group]
+    found = [[v for name, v in row.get("verify", {}).items() if "cascade" in name.split("-")] for row in group]
     if not all(found):
         return "not run"
     return f"{_spread([one[0]['verified']['percent'] for one in found])} (of {found[0][0]['images']})"

@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 files=(scripts/expressive_losses/table2.yaml scripts/expressive_losses/figure3.yaml scripts/adv_ibp/figure2.yaml)
 [ "${1:-}" != all ] || { shift; files=(scripts/*/table*.yaml scripts/*/figure*.yaml); }
 python -m expressive_losses.experiments run "${files[@]}" --scale smoke "$@"
-python -m expressive_losses.experiments polytope --out runs/experiments/results/smoke/ibp/figure4
+python -m expressive_losses.experiments polytope --scale smoke
 python -m expressive_losses.experiments sweep scripts/sweeps/smoke.yaml

@@ -9,6 +9,7 @@ from torch import nn
 from expressive_losses import config as configs
 from expressive_losses import experiment
 from expressive_losses.experiments import polytope
+from expressive_losses.experiments.cli import main
 from expressive_losses.experiments.measures import measure
 from expressive_losses.experiments.observe import Observer
 from expressive_losses.types import Box
@@ -45,10 +46,14 @@ def test_points_are_apart():
 
 
 def test_training_tightens_the_bounds_of_the_toy_problem(tmp_path, capsys):
-    polytope.polytope_command(["--out", str(tmp_path / "figure4")])
-    (row,) = [json.loads(line) for line in (tmp_path / "figure4.jsonl").read_text().splitlines()]
+    main(["polytope", "--results", str(tmp_path)])
+    folder = tmp_path / "smoke" / "ibp"
+    (row,) = [json.loads(line) for line in (folder / "figure4.jsonl").read_text().splitlines()]
     assert row["looseness"]["0"] > 1000 and 1 <= row["looseness"]["800"] < 2
-    assert (tmp_path / "figure4.png").stat().st_size > 1000
+    assert (folder / "figure4.png").stat().st_size > 1000
+    assert polytope.reproduce([0], folder / "figure4") == [row], "what is there is not done again"
+    main(["polytope", "--scale", "full", "--shard", "1/2", "--dry-run"])
+    assert [line[-1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["1", "3"]
 
 
 def test_observing_changes_nothing_and_gives_a_row_an_epoch(tmp_path):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
-from expressive_losses.experiments import grid
+from expressive_losses.experiments import grid, polytope
+from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
-from expressive_losses.experiments.polytope import polytope_command
 from expressive_losses.experiments.report import report, rows_file
 from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.runner import Job, Result, run
@@ -29,14 +29,11 @@ class CellsFailed(Exception):
 def run_command(arguments: Sequence[str]) -> None:
     """Do the cells of experiment files that are not done yet, then render their tables and figures."""
     parser = _parser("run", run_command.__doc__)
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes: one for each GPU, or on the CPU")
-    parser.add_argument("--shard", metavar="I/N", help="only part I of N: several machines, or a SLURM array")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells with their commands, and stop")
+    _add_files(parser)
+    _add_how(parser)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: expected at least 1")
     experiments = [load(path) for path in options.files]
     todo = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
     if options.shard:
@@ -56,9 +53,46 @@ def run_command(arguments: Sequence[str]) -> None:
 
 def report_command(arguments: Sequence[str]) -> None:
     """Render the tables and figures of experiment files again, from the rows and the cells that are there."""
-    options = _parser("report", report_command.__doc__).parse_args(arguments)
+    parser = _parser("report", report_command.__doc__)
+    _add_files(parser)
+    options = parser.parse_args(arguments)
     for path in options.files:
         _render(load(path), options, options.runs / "cells")
+
+
+def adopt_command(arguments: Sequence[str]) -> None:
+    """Take finished run folders of train.py, with those of verify.py in them, as cells; then render."""
+    parser = _parser("adopt", adopt_command.__doc__)
+    _add_files(parser)
+    parser.add_argument("--from", type=Path, nargs="+", required=True, metavar="RUN", dest="taken", help="run folders")
+    options = parser.parse_args(arguments)
+    root, experiments = options.runs / "cells", [load(path) for path in options.files]
+    cells = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
+    root.mkdir(parents=True, exist_ok=True)
+    for run_ in options.taken:
+        print(f"{run_}: {', '.join(adopt(run_, cells, root)) or 'nothing new for these tables'}")
+    for one in experiments:
+        _render(one, options, root)
+
+
+def polytope_command(arguments: Sequence[str]) -> None:
+    """Train the toy network of IBP's figure 4, draw its polytope and interval bounds; seconds a seed on any machine.
+
+    Every scale is the paper's own setting; smoke has one seed, the others five.
+    """
+    parser = _parser("polytope", polytope_command.__doc__)
+    _add_how(parser)
+    options = parser.parse_args(arguments)
+    seeds = options.seeds or ([0] if options.scale == "smoke" else list(range(5)))
+    if options.shard:
+        index, count = parse_shard(options.shard)
+        seeds = seeds[index::count]
+    if options.dry_run:
+        print("\n".join(polytope.command(seed) for seed in seeds))
+    elif seeds:
+        out = (options.results or options.runs / "results") / options.scale / "ibp" / "figure4"
+        rows = polytope.reproduce(seeds, out, options.jobs)
+        print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out.with_suffix('.png')}")
 
 
 def sweep_command(arguments: Sequence[str]) -> None:
@@ -99,7 +133,6 @@ def overview_command(arguments: Sequence[str]) -> None:
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"expressive_losses.experiments {name}", description=description)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
     parser.add_argument(
         "--scale", choices=SCALES, default="smoke",
         help="smoke: minutes on two cores (default); cpu: hours, small networks; full: the paper's setting, on GPUs",
@@ -110,9 +143,25 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=_processes, default=1, metavar="N", help="processes: one a GPU, or on the CPU")
+    parser.add_argument("--shard", metavar="I/N", help="only part I of N: several machines, or a SLURM array")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be done, with commands, and stop")
+
+
+def _processes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--jobs {text}: expected at least 1")
+    return int(text)
+
+
 def _list(cells: Sequence[grid.Cell]) -> None:
     for cell in cells:
-        print(f"{cell.key}  {', '.join(f'{key} {value}' for key, value in cell.labels.items())}, seed {cell.seed}")
+        print(f"{cell.key}  {grid.described(cell)}")
         for command in cell.commands:
             print(f"  {command}")
     networks = len({cell.key for cell in cells})
@@ -157,6 +206,7 @@ def _summary(results: Sequence[Result], seconds: float) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": run_command,
     "report": report_command,
+    "adopt": adopt_command,
     "polytope": polytope_command,
     "sweep": sweep_command,
     "overview": overview_command,

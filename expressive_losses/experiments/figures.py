@@ -8,7 +8,7 @@ from typing import Any
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.grid import Cell
-from expressive_losses.experiments.rows import Row, found
+from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.spec import Experiment, Figure, Scale
 from expressive_losses.experiments.table import Line
 
@@ -20,7 +20,7 @@ def draw(
     scale: Scale,
     lines: Sequence[Line],
     cells: Sequence[Cell],
-    rows: Mapping[tuple[str, ...], Row],
+    rows: Mapping[Identity, Row],
     path: Path,
 ) -> bool:
     """Draw the figure of an experiment into ``path``; return whether there was anything to draw.
@@ -43,14 +43,14 @@ def drawn(
     scale: Scale,
     lines: Sequence[Line],
     cells: Sequence[Cell],
-    rows: Mapping[tuple[str, ...], Row],
+    rows: Mapping[Identity, Row],
 ) -> list[Any]:
     """Return the axes of the figure, one for each panel of which something was run."""
     spec = experiment.figure
     panels = _by([line for line in lines if line.runs], spec.panels, lambda line: line.labels) if spec else {}
     axes = _axes(len(panels), experiment.title + _WARNINGS[scale]) if panels else []
     for axis, (key, group) in zip(axes, panels.items(), strict=True):
-        axis.set_title(", ".join(key), fontsize=9)
+        axis.set_title(", ".join(key) + _replaced(group), fontsize=9)
         if spec.kind == "epochs":
             _epochs(axis, spec, _cells_of(experiment, group, cells), rows)
         else:
@@ -65,6 +65,12 @@ _WARNINGS = {
     "cpu": " - CPU scale, small networks",
     "full": "",
 }
+
+
+def _replaced(group: Sequence[Line]) -> str:
+    """Return on what the lines of a panel were really run, where that is not what the panel is named after."""
+    named = dict.fromkeys(text for line in group for text in line.differs if text.startswith(("data ", "eps ")))
+    return f" (here: {', '.join(named)})" if named else ""
 
 
 def _axes(count: int, title: str) -> list[Any]:
@@ -158,7 +164,21 @@ def _ranges(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -
     axis.set_xticks(range(len(places)), list(places))
 
 
-def _epochs(axis, spec: Figure, cells: Sequence[Cell], rows: Mapping[tuple[str, ...], Row]) -> None:
+def _bars(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+    """For each value of a label one bar for each series and column."""
+    places = {value: place for place, value in enumerate(dict.fromkeys(line.labels[spec.x] for line in group))}
+    bars = [(key, mine, name) for key, mine in _series(spec, experiment, group).items() for name in spec.y]
+    width = 0.8 / len(bars)
+    for number, (key, mine, name) in enumerate(bars):
+        shown = [line for line in mine if line.values[name].ours is not None]
+        x = [places[line.labels[spec.x]] + (number + 0.5) * width - 0.4 for line in shown]
+        error = [line.values[name].deviation or 0.0 for line in shown]
+        axis.bar(x, [line.values[name].ours for line in shown], width, yerr=error, label=", ".join([*key, name]))
+    axis.set(xlabel=spec.x, ylabel=spec.ylabel)
+    axis.set_xticks(range(len(places)), list(places))
+
+
+def _epochs(axis, spec: Figure, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> None:
     """What was observed after each epoch, one curve for each cell."""
     for cell in cells:
         row = found(cell, rows)
@@ -170,4 +190,10 @@ def _epochs(axis, spec: Figure, cells: Sequence[Cell], rows: Mapping[tuple[str, 
     axis.set(xlabel="epoch", ylabel=spec.ylabel)
 
 
-_KINDS: dict[str, Callable[..., None]] = {"lines": _lines, "radii": _radii, "scatter": _scatter, "ranges": _ranges}
+_KINDS: dict[str, Callable[..., None]] = {
+    "lines": _lines,
+    "radii": _radii,
+    "scatter": _scatter,
+    "ranges": _ranges,
+    "bars": _bars,
+}

@@ -6,14 +6,14 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from expressive_losses import config as configs
-from expressive_losses.config import Config, parse_assignment
+from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
 from expressive_losses.verify import build_stages
@@ -29,8 +29,10 @@ class Cell:
         verifications: by name.
         labels: what tables call the cell; of the paper's setting, whatever the scale replaces.
         paper: the config as the paper has it, without what the scale replaces.
+        paper_verifications: likewise.
         published: the published figures, None where there are none.
         runs: whether this scale runs the cell; if not, tables say "not run".
+        values: what is in the config's file, where that was read already.
     """
 
     config: Path
@@ -41,20 +43,50 @@ class Cell:
     observe: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     paper: Config | None = None
+    paper_verifications: Mapping[str, Verification] = field(default_factory=dict)
     published: Mapping[str, Any] | None = None
     runs: bool = True
+    values: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @cached_property
     def resolved(self) -> Config:
         """The config to train, exactly as train.py reads it from the command."""
-        overrides = [{"training": {"seed": self.seed}}, *(parse_assignment(text) for text in self.assignments)]
-        return configs.load(self.config, overrides)
+        values = configs.read(self.config) if self.values is None else self.values
+        return configs.resolve(
+            values, [{"training": {"seed": self.seed}}, *map(_parsed, self.assignments)], str(self.config)
+        )
 
     @cached_property
     def key(self) -> str:
         """Hash of the resolved config: cells of several tables that train the same network share it."""
-        values = {**self.resolved.resolved(), "paper": None, "observe": self.observe}
-        return _hash(values)
+        return key_of(self.resolved, self.observe)
+
+    def replaced(self, verifications: Iterable[str]) -> tuple[str, ...]:
+        """Return what the run has in place of the paper's setting: "network cnn_small", "4 epochs", "first 20 images".
+
+        Args:
+            verifications: whose images count.
+        """
+        ours, paper = self.resolved, self.paper
+        pairs = [
+            (ours.data.name, paper.data.name, "data {}"),
+            (ours.model.name, paper.model.name, "network {}"),
+            (ours.eps.target.text, paper.eps.target.text, "eps {}"),
+            (ours.training.epochs, paper.training.epochs, "{} epochs"),
+        ]
+        pairs += [
+            (_images(self.verifications[name]), _images(self.paper_verifications[name]), "{} images")
+            for name in verifications
+        ]
+        found = [text.format(mine) for mine, theirs, text in pairs if mine != theirs]
+        if ours.model.name == paper.model.name and ours.model != paper.model:
+            found.append("a changed network")
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether published figures say anything about this cell: they are of the same data set."""
+        return not self.runs or self.resolved.data.name == self.paper.data.name
 
     @property
     def train_arguments(self) -> list[str]:
@@ -85,6 +117,13 @@ class Cell:
         ]
 
 
+def described(cell: Cell) -> str:
+    """Return a cell in words: what tables call it, and what it really runs where that is something else."""
+    labels = [f"{key} {value}" for key, value in cell.labels.items()]
+    replaced = ", ".join(cell.replaced(cell.verifications))
+    return f"{', '.join(labels)}, seed {cell.seed}" + (f" (runs {replaced})" if replaced else "")
+
+
 def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = None) -> list[Cell]:
     """Return the cells of an experiment at a scale, in the order of its file.
 
@@ -97,21 +136,26 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
     change = experiment.scales.get(scale, ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
     found = []
-    for entry, path in _files(experiment):
-        replaced = {key: value for key, value in change.set.items() if value is not None}
+    for entry, path, values in _files(experiment, scale):
+        changes = {key: value for key, value in change.set.items() if value is not None}
         for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
-            assignments = assignments_of(entry.set, replaced, entry.at.get(scale, {}), point)
+            assignments = assignments_of(entry.set, changes, entry.at.get(scale, {}), point)
             own = {key: value for key, value in point.items() if key not in change.axes}
-            paper = configs.load(path, [parse_assignment(text) for text in assignments_of(entry.set, own)])
+            paper = configs.resolve(values, map(_parsed, assignments_of(entry.set, own)), str(path))
             labels = _labels(entry, path, paper, point, radius)
+            runs = all(labels.get(key) in only for key, only in change.only.items())
+            if not runs:  # a line that is not run is the paper's own
+                labels = _labels(entry, path, paper, {key: point[key] for key in entry.axes}, radius)
             shared = {
                 "verifications": _verifications(experiment, entry, change, radius),
                 "measures": experiment.measures,
                 "observe": experiment.observe,
                 "labels": labels,
                 "paper": paper,
+                "paper_verifications": _verifications(experiment, entry, ScaleSpec(), radius),
                 "published": _published(entry, paper, radius),
-                "runs": all(labels.get(key) in only for key, only in change.only.items()),
+                "runs": runs,
+                "values": values,
             }
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
     return found
@@ -139,14 +183,35 @@ def shard(all_cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
     return [cell for cell in all_cells if cell.key in mine]
 
 
-def _files(experiment: Experiment) -> Iterator[tuple[Entry, Path]]:
+def key_of(config: Config, observe: Sequence[str] = ()) -> str:
+    """Return the hash of a resolved config, without the published figures that stand in it."""
+    return _hash({**config.resolved(), "paper": None, "observe": observe})
+
+
+@lru_cache(maxsize=4096)
+def _parsed(assignment: str) -> Mapping[str, Any]:
+    return configs.parse_assignment(assignment)
+
+
+def _images(asked: Verification) -> str:
+    return "all" if asked.first is None else f"first {asked.first}"
+
+
+def _files(experiment: Experiment, scale: Scale) -> Iterator[tuple[Entry, Path, Mapping[str, Any]]]:
+    """Yield the config files of a scale with what is in them, each read once."""
     root = (experiment.folder / experiment.configs).resolve()
+    known: dict[Path, Mapping[str, Any]] = {}
     for entry in experiment.entries:
+        if scale not in entry.scales:
+            continue
         matching = sorted(root.glob(entry.config))
         files = [path for path in matching if path.stem != "base" and not path.stem.startswith("base_")]
         if not files:
             raise UserError(f"{experiment.name}: no config {entry.config} under {root}")
-        yield from ((entry, path) for path in files)
+        for path in files:
+            if path not in known:
+                known[path] = configs.read(path)
+            yield entry, path, known[path]
 
 
 def _labels(entry: Entry, path: Path, paper: Config, point: Mapping[str, Any], radius: str | None) -> dict[str, str]:
@@ -167,7 +232,7 @@ _LABELS = {"model": "network", "eps.target": "eps"}
 
 
 def _points(entry: Entry, change: ScaleSpec) -> list[dict[str, Any]]:
-    axes = {key: change.axes.get(key, values) for key, values in entry.axes.items()}
+    axes = {**entry.axes, **change.axes}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -178,6 +243,8 @@ def _verifications(
     found = {}
     for name, asked in experiment.verify.items():
         own = entry.verify.get(name, {})
+        if own is None:
+            continue
         options = {**asked.options, **own.get("options", {}), **change.verify.get("options", {})}
         found[name] = Verification(**{**asked.model_dump(), **own, **change.verify, **tested, "options": options})
     return found

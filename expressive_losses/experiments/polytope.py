@@ -11,9 +11,10 @@ Source: paper "On the Effectiveness of Interval Bound Propagation", section 4.3.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import MODELS
-from expressive_losses.run import environment, write_text
+from expressive_losses.run import environment, read_jsonl, write_text
 from expressive_losses.types import Box
 
 EPS = 0.08
@@ -116,23 +117,39 @@ def draw(shots: dict[int, dict[str, Any]], path: Path) -> None:
         raise UserError(f"{path}: cannot write the picture: {error.strerror}") from None
 
 
-def polytope_command(arguments: Sequence[str]) -> None:
-    """Train the toy network of IBP's figure 4 and draw its polytope and interval bounds; seconds on any machine."""
-    parser = argparse.ArgumentParser(
-        prog="expressive_losses.experiments polytope", description=polytope_command.__doc__
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="writes PATH.jsonl and PATH.png")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="the first one is drawn")
-    options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    about, rows = environment(torch.device("cpu")), []
-    for seed in options.seeds:
-        shots = train(seed)
-        if seed == options.seeds[0]:
-            draw(shots, options.out.with_suffix(".png"))
-        areas = {str(step): round(looseness(shot), 4) for step, shot in shots.items()}
-        command = f"python -m expressive_losses.experiments polytope --seeds {seed}"
-        kept = {key: about[key] for key in ("time", "git", "device", "threads", "torch", "python")}
-        rows.append({"command": command, "seed": seed, "images": 1, "eps": EPS, "looseness": areas, **kept})
-    write_text(options.out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {options.out.with_suffix('.png')}")
+def reproduce(seeds: Sequence[int], out: Path, jobs: int = 1) -> list[dict[str, Any]]:
+    """Do the seeds of which ``out``.jsonl has no row yet, draw the first one into ``out``.png; return the rows.
+
+    Args:
+        jobs: processes, one seed at a time each.
+    """
+    rows = {row["seed"]: row for row in read_jsonl(out.with_suffix(".jsonl"))}
+    picture = out.with_suffix(".png")
+    missing = [seed for seed in seeds if seed not in rows or (seed == seeds[0] and not picture.exists())]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for seed, row, shots in _trained(missing, jobs):
+        rows[seed] = row
+        if seed == seeds[0]:
+            draw(shots, picture)
+    write_text(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
+    return [rows[seed] for seed in seeds]
+
+
+def command(seed: int) -> str:
+    """Return the command that repeats the row of a seed."""
+    return f"python -m expressive_losses.experiments polytope --seeds {seed}"
+
+
+def _trained(seeds: Sequence[int], jobs: int) -> list[tuple[int, dict[str, Any], dict[int, dict[str, Any]]]]:
+    if jobs == 1 or len(seeds) < 2:
+        return [_row(seed) for seed in seeds]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        return list(pool.map(_row, seeds))
+
+
+def _row(seed: int) -> tuple[int, dict[str, Any], dict[int, dict[str, Any]]]:
+    """Train; return the seed, its row and the snapshots."""
+    about, shots = environment(torch.device("cpu")), train(seed)
+    areas = {str(step): round(looseness(shot), 4) for step, shot in shots.items()}
+    kept = {key: about[key] for key in ("time", "git", "device", "threads", "torch", "python")}
+    return seed, {"command": command(seed), "seed": seed, "images": 1, "eps": EPS, "looseness": areas, **kept}, shots

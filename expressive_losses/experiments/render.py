@@ -13,10 +13,11 @@ NOT_RUN = "not run"
 #: Percentage points from which on a difference is marked.
 MARKED = 1.0
 _WARNINGS = {
-    "smoke": "SMOKE SCALE: a few images, a tiny network, a few epochs. The figures show that the chain runs; they say "
-    "nothing about the method, and nothing about the published figures, which are of other networks and data.",
+    "smoke": "SMOKE SCALE: a few images of handwritten digits, a tiny network, a few epochs, whatever a line is named "
+    "after. The figures show that the chain runs; they say nothing about the method. Published figures "
+    "are of other data and left out.",
     "cpu": "CPU SCALE: small networks and short training. Where a line names what differs from the paper, the "
-    "published figure beside it is of another setting.",
+    "published figure beside it is of another setting; where the data set differs, it is left out.",
     "full": "",
 }
 
@@ -35,7 +36,7 @@ def _paragraph(text: str) -> list[str]:
 
 def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
     text = "Accuracies are percent of the images; mean ± standard deviation over the runs."
-    if any(column.published for column in experiment.columns.values()):
+    if _with_published(experiment, lines):
         text += (
             " A published figure in parentheses is of another setting than ours: the last column has what ours was. "
             f"Differences are given where there is none; bold from {MARKED:g} on."
@@ -45,32 +46,43 @@ def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
 
 
 def _table(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    header = _header(experiment)
+    header, compared = _header(experiment, lines), _with_published(experiment, lines)
     rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return rows + ["| " + " | ".join(_cells(experiment, line)) + " |" for line in lines]
+    return rows + ["| " + " | ".join(_cells(experiment, compared, line)) + " |" for line in lines]
 
 
-def _header(experiment: Experiment) -> list[str]:
-    header = list(experiment.lines)
-    for name, column in experiment.columns.items():
-        header += [name, "published", "difference"] if column.published else [name]
+def _with_published(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
+    """Return the columns that have a published figure somewhere."""
+    return [name for name in experiment.columns if any(line.values[name].published is not None for line in lines)]
+
+
+def _header(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
+    compared, header = _with_published(experiment, lines), list(experiment.lines)
+    for name in experiment.columns:
+        header += [name, "published", "difference"] if name in compared else [name]
     return [*header, "runs", "images", "in place of the paper's"]
 
 
-def _cells(experiment: Experiment, line: Line) -> list[str]:
+def _cells(experiment: Experiment, compared: Sequence[str], line: Line) -> list[str]:
     cells = [line.labels[name] for name in experiment.lines]
-    for name, column in experiment.columns.items():
+    for name in experiment.columns:
         value = line.values[name]
-        cells.append(_ours(value))
-        if column.published:
+        cells.append(_ours(value) + (_of_images(value) if len(line.images) > 1 else ""))
+        if name in compared:
             cells += [_published(value), _difference(value)]
-    return [*cells, str(line.runs), str(line.images or ""), ", ".join(line.differs)]
+    images = str(*line.images) if len(line.images) == 1 else ""
+    return [*cells, str(line.runs), images, ", ".join(line.differs)]
 
 
 def _ours(value: Value) -> str:
     if value.ours is None:
-        return NOT_RUN
+        return NOT_RUN if value.asked else ""
     return _number(value.ours) + (f" ± {value.deviation:.2f}" if value.deviation is not None else "")
+
+
+def _of_images(value: Value) -> str:
+    """Return of how many images a figure is, where not all of a line are of the same ones."""
+    return f" (of {' and '.join(map(str, value.images))})" if value.images else ""
 
 
 def _number(value: float | None) -> str:
@@ -94,15 +106,15 @@ def comma_separated(experiment: Experiment, scale: Scale, lines: Sequence[Line])
     """Return the table as CSV: one column for each number, empty where it was not run."""
     names = [*experiment.lines, "scale"]
     for name in experiment.columns:
-        names += [name, f"{name} deviation", f"{name} published"]
+        names += [name, f"{name} deviation", f"{name} published", f"{name} images"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, "runs", "images", "differs"])
+    writer.writerow([*names, "runs", "differs"])
     for line in lines:
         cells: list[object] = [*line.labels.values(), scale]
         for value in line.values.values():
-            cells += [value.ours, value.deviation, value.published]
-        writer.writerow([*cells, line.runs, line.images, " ".join(line.differs)])
+            cells += [value.ours, value.deviation, value.published, " ".join(map(str, value.images))]
+        writer.writerow([*cells, line.runs, "; ".join(line.differs)])
     return file.getvalue()
 
 
@@ -113,8 +125,8 @@ _LATEX = str.maketrans(
 
 def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
     """Return the table as LaTeX (booktabs), with its scale in the caption."""
-    header = _header(experiment)
-    body = [" & ".join(_latex(cell) for cell in _cells(experiment, line)) + r" \\" for line in lines]
+    header, compared = _header(experiment, lines), _with_published(experiment, lines)
+    body = [" & ".join(_latex(cell) for cell in _cells(experiment, compared, line)) + r" \\" for line in lines]
     caption = f"{experiment.title} ({scale} scale). {_WARNINGS[scale]}".strip()
     return "\n".join(
         [

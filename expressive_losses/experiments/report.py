@@ -16,8 +16,8 @@ from expressive_losses.run import write_text
 
 
 def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
-    """Return <results>/<scale>/<paper>/<table>.jsonl."""
-    return results / scale / f"{experiment.name}.jsonl"
+    """Return <results>/<scale>/<paper>/<table>.jsonl, or what the experiment has in its place."""
+    return results / experiment.rows.get(scale, f"{scale}/{experiment.name}.jsonl")
 
 
 def page(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> str:

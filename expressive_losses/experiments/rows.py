@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from expressive_losses.results import read_rows
 from expressive_losses.run import write_text
 
 Row = Mapping[str, Any]
+Identity = tuple[str, ...]
 
 
 def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
@@ -29,22 +31,40 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     for cell in cells:
         row = row_of_cell(cell, root) if cell.runs else None
         if row is not None:
-            known[identity(row)] = row
+            mine, by_hand = _identities(cell)
+            known.pop(by_hand, None)
+            known[mine] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
     return len(known)
 
 
-def by_command(rows: Sequence[Row]) -> dict[tuple[str, ...], Row]:
-    """Return the rows by what made them: their commands."""
+def by_command(rows: Sequence[Row]) -> dict[Identity, Row]:
+    """Return the rows by what made them."""
     return {identity(row): row for row in rows}
 
 
-def identity(row: Row) -> tuple[str, ...]:
-    """Return the commands of a row: a cell of the grid has the same."""
-    return (row["command"], *row.get("then", ()))
+def identity(row: Row) -> Identity:
+    """Return what made a row: command of training, seed, and the commands of verification.
+
+    Rows of runs by hand (``python -m expressive_losses.results``) have the names of their verifications in place of the
+    commands.
+    """
+    return (_command(row["command"]), str(row["seed"]), *row.get("then", sorted(row.get("verify", ()))))
 
 
-def found(cell: Cell, rows: Mapping[tuple[str, ...], Row]) -> Row | None:
+def found(cell: Cell, rows: Mapping[Identity, Row]) -> Row | None:
     """Return the row of a cell, or None where it was not run."""
-    return rows.get(tuple(cell.commands))
+    return next((rows[one] for one in _identities(cell) if one in rows), None)
+
+
+def _identities(cell: Cell) -> tuple[Identity, Identity]:
+    """Return what the row of a cell may be known by: the runner's, and that of a run by hand."""
+    first, *rest = cell.commands
+    start = (_command(first), str(cell.seed))
+    return (*start, *rest), (*start, *sorted(cell.verifications))
+
+
+def _command(text: str) -> str:
+    """Return a command without its seed, and without what changes no figure."""
+    return re.sub(r" --(quiet|resume|seed \d+)(?= |$)", "", text)

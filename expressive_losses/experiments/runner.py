@@ -22,7 +22,7 @@ import torch
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.execute import execute
-from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.grid import Cell, described
 from expressive_losses.locking import FolderInUse
 from expressive_losses.trainer import Interrupted
 
@@ -83,8 +83,7 @@ def _pass(jobs: Sequence[Job], processes: int, say: Callable[[str], None], befor
     attempt = _here(jobs) if processes == 1 else _in_processes(jobs, processes)
     for number, result in enumerate(attempt, before + 1):
         if result.state != "busy":
-            labels = ", ".join(f"{key} {value}" for key, value in result.cell.labels.items())
-            say(f"[{number}] {result.state}: {labels}, seed {result.cell.seed} {result.error}".rstrip())
+            say(f"[{number}] {result.state}: {described(result.cell)} {result.error}".rstrip())
         yield result
 
 

@@ -49,19 +49,28 @@ class Verification(Section):
 class Column(Section):
     """A figure of the table: where it is in a row, where its published value is, how seeds become one number."""
 
-    figure: str = Field(description="path into a row, e.g. verify.bab.verified or natural")
+    figure: tuple[str, ...] | str = Field(
+        description="path into a row, e.g. verify.bab.verified or natural; as a list where a name has dots"
+    )
+    stage: str | None = Field(None, description="the percentage that this stage verified; figure is then verify.NAME")
     published: tuple[str, ...] | str | None = Field(None, description="key, or path of keys, into `paper`")
     statistic: Literal["mean", "median", "min", "max"] = "mean"
     percent: bool = Field(
         True, description="an accuracy; false for seconds and losses, whose differences are not given"
     )
 
+    @property
+    def verification(self) -> str | None:
+        """The name of the verification that the figure is of; None for a figure of training."""
+        kind, *rest = self.figure.split(".") if isinstance(self.figure, str) else self.figure
+        return rest[0] if kind == "verify" else None
+
 
 class Figure(Section):
     """How the lines of the table are drawn."""
 
-    kind: Literal["lines", "radii", "scatter", "ranges", "epochs"] = "lines"
-    x: str = Field("", description="a label (lines, ranges), a column (scatter)")
+    kind: Literal["lines", "radii", "scatter", "ranges", "bars", "epochs"] = "lines"
+    x: str = Field("", description="a label (lines, ranges, bars), a column (scatter)")
     y: tuple[str, ...] = Field(
         description="columns (of ranges: low, high, middle); of radii: their names without the radius they end in; "
         "of epochs: what was observed"
@@ -80,7 +89,10 @@ class Entry(Section):
     axes: dict[str, tuple[Any, ...]] = {}
     published: dict[str, Any] | None = Field(None, description="in place of the config's `paper`")
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
-    verify: dict[str, dict[str, Any]] = Field({}, description="fields of verifications in place of the experiment's")
+    verify: dict[str, dict[str, Any] | None] = Field(
+        {}, description="fields of verifications in place of the experiment's; null: not asked of these"
+    )
+    scales: tuple[Scale, ...] = Field(SCALES, description="where the entry is part of the grid")
     at: dict[Scale, dict[str, Any]] = Field({}, description="overrides at one scale, after the scale's own")
 
 
@@ -88,7 +100,7 @@ class ScaleSpec(Section):
     """What a scale replaces."""
 
     set: dict[str, Any] = Field({}, description="overrides after those of the entries; null: leave as it is there")
-    axes: dict[str, tuple[Any, ...]] = Field({}, description="values in place of those of an axis")
+    axes: dict[str, tuple[Any, ...]] = Field({}, description="values in place of those of an axis, or one more axis")
     seeds: tuple[int, ...] | None = None
     verify: dict[str, Any] = Field({}, description="fields of every verification")
     only: dict[str, tuple[str, ...]] = Field({}, description="run only the cells with these labels")
@@ -110,6 +122,7 @@ class Experiment(Section):
     lines: tuple[str, ...] = ("data", "eps", "method", "network")
     figure: Figure | None = None
     seeds: tuple[int, ...] = (100,)
+    rows: dict[Scale, str] = Field({}, description="files of the rows, in place of SCALE/PAPER/TABLE.jsonl")
     entries: tuple[Entry, ...]
     scales: dict[Scale, ScaleSpec] = {}
 

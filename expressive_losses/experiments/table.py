@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expressive_losses.experiments.grid import Cell
-from expressive_losses.experiments.rows import Row, found
+from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.spec import Column, Experiment
 
 _STATISTICS = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
@@ -21,14 +21,18 @@ class Value:
     Attributes:
         ours: over the runs; None: not run.
         deviation: standard deviation over the runs; None for fewer than two, or where it says nothing.
-        published: the paper's; None where it has none.
-        comparable: whether the two are of the same network, data, epochs and images.
+        published: the paper's; None where it has none, or one of another data set than ours.
+        comparable: whether the two are of the same network, epochs and images.
+        images: how many ours is of; more than one number where runs differ, none where it is not of images.
+        asked: whether the line has such a figure at all.
     """
 
     ours: float | None
     deviation: float | None
     published: float | None
     comparable: bool
+    images: tuple[int, ...] = ()
+    asked: bool = True
 
     @property
     def difference(self) -> float | None:
@@ -46,18 +50,18 @@ class Line:
         labels: what it is.
         values: by column.
         runs: rows behind it.
-        images: how many the figures are of; the fewest, where columns differ.
+        images: how many the figures are of; more than one number where columns differ.
         differs: what our runs have in place of the paper's setting.
     """
 
     labels: dict[str, str]
     values: dict[str, Value]
     runs: int
-    images: int | None
+    images: tuple[int, ...]
     differs: tuple[str, ...]
 
 
-def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[tuple[str, ...], Row]) -> list[Line]:
+def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> list[Line]:
     """Return the lines of a table, in the order of the grid; cells with equal labels are one line."""
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
@@ -67,44 +71,54 @@ def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[tuple[str
     ]
 
 
-def _line(
-    experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[tuple[str, ...], Row]
-) -> Line:
+def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[Identity, Row]) -> Line:
     pairs = [(cell, row) for cell in group if (row := found(cell, rows)) is not None]
     mine = [row for _, row in pairs]
-    differs = tuple(dict.fromkeys(name for cell, row in pairs for name in differences(cell, row)))
+    shown = {column.verification for column in experiment.columns.values()}
+    differs = tuple(
+        dict.fromkeys(text for cell, _ in pairs for text in cell.replaced(shown & cell.verifications.keys()))
+    )
+    published = (group[0].published or {}) if group[0].comparable else {}
     values = {
-        name: _value(column, group[0].published, mine, comparable=column.percent and not differs)
+        name: _value(column, published, mine, comparable=column.percent and not differs)
+        if column.verification is None or column.verification in group[0].verifications
+        else Value(None, None, None, False, asked=False)
         for name, column in experiment.columns.items()
     }
-    return Line(labels, values, len(mine), min(map(_images, mine), default=None), differs)
+    images = tuple(dict.fromkeys(count for value in values.values() for count in value.images))
+    return Line(labels, values, len(mine), images, differs)
 
 
-def differences(cell: Cell, row: Row) -> list[str]:
-    """Return what a run has in place of the paper's setting: "network cnn_small", "4 epochs", "20 images"."""
-    ours, paper = cell.resolved, cell.paper
-    found = []
-    if ours.model != paper.model:
-        found.append(f"network {ours.model.name}")
-    if ours.data.name != paper.data.name:
-        found.append(f"data {ours.data.name}")
-    if float(ours.eps.target) != float(paper.eps.target):
-        found.append(f"eps {ours.eps.target.text}")
-    if ours.training.epochs != paper.training.epochs:
-        found.append(f"{ours.training.epochs} epochs")
-    if any(asked.first is not None for asked in cell.verifications.values()):
-        found.append(f"{_images(row)} images")
-    return found
-
-
-def _value(column: Column, published: Mapping[str, Any] | None, rows: Sequence[Row], comparable: bool) -> Value:
-    numbers = [number for row in rows if (number := pick(row, column.figure)) is not None]
-    theirs = pick(published or {}, column.published) if column.published else None
-    if not numbers:
+def _value(column: Column, published: Mapping[str, Any], rows: Sequence[Row], comparable: bool) -> Value:
+    found = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
+    theirs = pick(published, column.published) if column.published else None
+    if not found:
         return Value(None, None, theirs, comparable)
+    numbers = [number for _, number in found]
     several = len(numbers) > 1 and column.statistic == "mean"
     deviation = statistics.stdev(numbers) if several else None
-    return Value(_STATISTICS[column.statistic](numbers), deviation, theirs, comparable)
+    images = tuple(dict.fromkeys(count for row, _ in found for count in images_of(row, column)))
+    return Value(_STATISTICS[column.statistic](numbers), deviation, theirs, comparable, images)
+
+
+def figure_of(row: Row, column: Column) -> float | None:
+    """Return the figure of a column in a row; None where the row has none.
+
+    What a stage verified counts as the accuracy that it verifies alone only if no other bound comes before it.
+    """
+    if column.stage is None:
+        return pick(row, column.figure)
+    asked = row["verify"][column.verification]
+    if column.stage not in asked["decided_by"]:
+        return None
+    return 100 * asked["decided_by"][column.stage].get("verified", 0) / asked["images"]
+
+
+def images_of(row: Row, column: Column) -> tuple[int, ...]:
+    """Return of how many images a figure is: those of its verification, else all that training holds out."""
+    if column.verification is not None:
+        return (row["verify"][column.verification]["images"],)
+    return () if column.figure == "training_seconds" else (row["images"],)
 
 
 def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
@@ -117,7 +131,3 @@ def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
     if isinstance(here, Mapping):
         here = here.get("percent")
     return None if here is None else float(here)
-
-
-def _images(row: Row) -> int:
-    return min([row["images"], *(one["images"] for one in row.get("verify", {}).values())])

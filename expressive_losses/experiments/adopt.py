@@ -1,0 +1,98 @@
+"""Finished runs of train.py and verify.py, made by hand, become cells: nothing is trained twice."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expressive_losses import config as configs
+from expressive_losses.cli.verify import stage_options, verify_parser
+from expressive_losses.config import Config
+from expressive_losses.experiments.grid import Cell, key_of
+from expressive_losses.locking import FolderLock
+from expressive_losses.results import row_of
+from expressive_losses.run import TRAINED_MODEL
+from expressive_losses.verify import build_stages
+from expressive_losses.verify.ledger import FILE_NAME as LEDGER
+
+
+def adopt(run: Path, cells: Sequence[Cell], root: Path) -> list[str]:
+    """Copy a finished run, and the verifications inside it, into the cells that train the same network.
+
+    Equal are: every value of the resolved config; and of a verification, the weights and all that is asked in the head
+    of its ledger.
+
+    Args:
+        run: run directory, with any number of folders of verify.py in it.
+        cells: of the grid.
+        root: folder of all cells.
+
+    Returns:
+        What of the cells was found, in words; nothing, when no cell trains this network.
+
+    Raises:
+        UserError: a run that is not finished, or cannot be read.
+        FolderInUse: another process has the cell.
+    """
+    row_of(run)
+    key = key_of(Config.build(configs.read(run / "config.yaml"), str(run)))
+    mine = [cell for cell in cells if cell.key == key]
+    if not mine:
+        return []
+    folder = root / key
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    try:
+        found = ["network"] if _copied(run, folder / "run") else []
+        if not filecmp.cmp(run / TRAINED_MODEL, folder / "run" / TRAINED_MODEL, shallow=False):
+            return found  # trained again elsewhere: its verifications are of other weights
+        asked = {cell.verify_folder(name): (cell, name) for cell in mine for name in cell.verifications}
+        for name, (cell, verification) in asked.items():
+            for made in sorted(run.glob("verify-*")):
+                if _answers(made, cell, verification) and _copied(made, folder / name):
+                    found.append(made.name)
+        return found
+    finally:
+        lock.release()
+
+
+def _answers(made: Path, cell: Cell, name: str) -> bool:
+    """Return whether a finished verification is of the question that a cell asks."""
+    if not (made / "summary.json").exists() or not (made / LEDGER).exists():
+        return False
+    with open(made / LEDGER, encoding="utf-8") as file:
+        head = json.loads(file.readline())
+    wanted = question(cell, name)
+    return {key: head.get(key) for key in wanted} == wanted
+
+
+def question(cell: Cell, name: str) -> dict[str, Any]:
+    """Return what the head of the ledger of a verification says of the question."""
+    options = verify_parser().parse_args(["--model", "MODEL", *cell.verify_arguments(name)])
+    stages = build_stages(options.bound, stage_options(options.assignments))
+    return {
+        "dataset": cell.resolved.data.name,
+        "split": options.split,
+        "first": options.first,
+        "shard": None,
+        "eps": options.eps or cell.resolved.eps.target.text,
+        "stages": [stage.spec() for stage in stages],
+        "dtype": options.dtype,
+        "seed": options.seed,
+    }
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Copy a folder without the verifications inside it, unless it is there; return whether it was copied."""
+    if (target / "summary.json").exists():
+        return False
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("verify-*", ".lock"))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return True
