@@ -226,7 +226,7 @@ def breakdown(trainer: Trainer, progress: float) -> dict[str, float]:
     places = {
         "data": (trainer.train, "batch"), "clean": (step, "_clean"), "adversarial": (step, "_adversarial"),
         "bounds": (step, "_bounds"), "attack": (type(trainer.config.attack), "__call__"),
-        "backward": (type(trainer.config.method), "backward"), "optimiser": (trainer.optimizer, "step"),
+        "backward": (type(trainer.config.method), "backward"), "optimiser": (trainer.updates.optimizer, "step"),
     }  # fmt: skip
     with timed(places, spent, trainer.train.device):
         total = seconds_of(trainer, progress)

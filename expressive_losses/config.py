@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from expressive_losses import registry
 from expressive_losses.errors import UserError
+from expressive_losses.precision import Precision
 from expressive_losses.registry import explain, plugin_field
 
 
@@ -101,6 +102,10 @@ class TrainingConfig(Section):
     )
     average: AveragingConfig = AveragingConfig()
     accumulate: int = Field(1, ge=1, description="parts that a batch is worked off in, to save memory")
+    precision: Precision = Field("float32", description="of products on a GPU, in training only; tf32 is faster")
+    capture: Literal["auto", "always", "never"] = Field(
+        "auto", description="repeat updates as CUDA graphs; auto: where that can be done"
+    )
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
 

@@ -7,9 +7,11 @@ import torch
 from expressive_losses.attacks.base import Attack
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.data.batches import Batches
+from expressive_losses.precision import exact_float32
 from expressive_losses.types import Box
 
 
+@exact_float32()
 @torch.no_grad()
 def accuracies(
     network: BoundedNetwork,
@@ -22,7 +24,7 @@ def accuracies(
     """Return fractions of all images: "natural" correct; "ibp" correct and proven by IBP; "adversarial" under
     ``attack``, if given.
 
-    These are figures to watch a training by; verify.py makes the claims.
+    These are figures to watch a training by; verify.py makes the claims. In full float32, whatever the training is in.
 
     Args:
         eps: pixel units.

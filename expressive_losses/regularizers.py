@@ -14,7 +14,7 @@ from expressive_losses.types import Bounds, Box
 _FLOOR = 1e-12  # as published: keeps the quotients finite
 
 
-def shi_regularizer(bounds: Bounds, eps_fraction: float, weight: float = 0.5, tol: float = 0.5) -> Tensor:
+def shi_regularizer(bounds: Bounds, eps_fraction: float | Tensor, weight: float = 0.5, tol: float = 0.5) -> Tensor:
     """Keep bounds tight and ReLUs balanced while eps rises.
 
     R = lambda (1 - eps / eps_max) (tightness + relu), each a mean over the ReLU layers:

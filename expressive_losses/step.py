@@ -15,6 +15,7 @@ BatchNorm policies (``training.bn_statistics``):
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,8 @@ class Radii:
         attacked: of the attack; > 0 in an adversarial warm-up.
         fraction: of the ramp, in [0, 1].
         step, clock, ramp_end: see :class:`expressive_losses.types.Progress`.
+        numbers: :func:`numbers_of` this step as scalars on the device, if it is to be captured: then nothing else here
+            has an effect but on the :func:`structure_of` the step.
     """
 
     bounded: float
@@ -56,6 +59,7 @@ class Radii:
     step: int = 0
     clock: Clock = Clock(1, 1)
     ramp_end: int = 0
+    numbers: Mapping[str, Tensor] | None = None
 
     @property
     def warmup(self) -> bool:
@@ -66,6 +70,20 @@ class Radii:
     def now(self) -> Progress:
         """What a loss is told."""
         return Progress(self.fraction, self.step, self.clock, self.ramp_end)
+
+
+def structure_of(loss: Loss, radii: Radii, config: TrainingConfig) -> Hashable:
+    """Return what decides which operations a step consists of: two steps of one structure differ in numbers only."""
+    return _needs(loss, radii), radii.warmup, _regularized(loss, radii, config)
+
+
+def numbers_of(loss: Loss, radii: Radii) -> dict[str, float]:
+    """Return, by name, the numbers of a step that come from schedules.
+
+    "bounded" and "attacked" (radii in pixel units), "fraction" (of the ramp), and the loss's own.
+    """
+    own = {"bounded": radii.bounded or WARMUP_EPS, "attacked": radii.attacked, "fraction": radii.fraction}
+    return {**loss.scheduled(radii.now), **own}
 
 
 def evaluate_batch(*arguments, **options) -> dict[str, Tensor]:
@@ -94,29 +112,33 @@ def forward_batch(
         statistics: those of the whole batch, from :func:`clean_statistics`, when these images are a part of it
             (policy clean_frozen); then they are used for the clean logits too.
     """
-    needs = _needs(loss, radii)
+    needs, numbers = _needs(loss, radii), radii.numbers or numbers_of(loss, radii)
     if statistics is None:
         clean, statistics = _clean(network, x, needs, config.bn_statistics)
     else:
         with use_statistics(network, statistics):
             clean = network(x)
-    box = Box.around(x, radii.bounded or WARMUP_EPS)
+    box = Box.around(x, numbers["bounded"])
     region, adversarial, x_adv, attacked = box, None, None, None
     if "adv" in needs:
-        attacked = Box.around(x, radii.attacked)
+        attacked = Box.around(x, numbers["attacked"])
         frozen = statistics if config.bn_statistics == "clean_frozen" else None
         with network.frozen(frozen) as logits:
             x_adv = attack(logits, attacked, labels, generator, start=x)
         x_adv.requires_grad_("x_adv" in needs)
         adversarial, statistics = _adversarial(network, x_adv, statistics, config.bn_statistics)
         if not radii.warmup:
-            region = loss.region(box, attacked, x_adv, radii.attacked)
-    bounds = _bounds(network, loss, region, labels, needs, radii, statistics, config)
+            region = loss.region(box, attacked, x_adv, numbers["attacked"])
+    regularized = _regularized(loss, radii, config)
+    bounds = _bounds(network, loss, region, labels, needs, regularized, statistics)
     margins = {method: found.margins for method, found in bounds.items()}
     margins = {method: gathered(own) for method, own in margins.items()}
-    batch = BoundedBatch(gathered(labels), gathered(clean), gathered(adversarial), margins, radii.now, x_adv, attacked)
+    labels, clean = gathered(labels), gathered(clean)
+    seen = clean if "clean" in needs else None
+    batch = BoundedBatch(labels, seen, gathered(adversarial), margins, numbers, x_adv, attacked)
     terms = _warmup_terms(batch) if radii.warmup else loss(batch)
-    return batch, _with_regularizers(network, terms, bounds, radii, config) | _accuracies(batch)
+    shi = bounds if regularized else {}
+    return batch, _with_regularizers(network, terms, shi, numbers["fraction"], config) | _accuracies(batch, clean)
 
 
 @torch.no_grad()
@@ -161,19 +183,23 @@ def _adversarial(network, x_adv, statistics, policy) -> tuple[Tensor, BatchStati
     return logits, own if policy == "adversarial" else statistics
 
 
-def _bounds(network, loss, region, labels, needs, radii, statistics, config) -> dict[str, Bounds]:
+def _regularized(loss: Loss, radii: Radii, config: TrainingConfig) -> bool:
+    """Return whether Shi et al.'s regulariser has weight: on the ramp, of methods that bound something."""
+    return config.shi.weight > 0 and radii.fraction < 1 and bool(set(loss.needs) & set(TRAINING_METHODS))
+
+
+def _bounds(network, loss, region, labels, needs, regularized, statistics) -> dict[str, Bounds]:
     methods = [need for need in needs if need in TRAINING_METHODS]
-    regularized = config.shi.weight > 0 and radii.fraction < 1 and bool(set(loss.needs) & set(TRAINING_METHODS))
     if regularized and not methods:
         methods = ["ibp"]
     return network.bounds_of(region, labels, methods, statistics, regularized, **loss.bound_options())
 
 
-def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tensor]:
+def _with_regularizers(network, terms, bounds, fraction, config) -> dict[str, Tensor]:
     total = terms["loss"]
-    if bounds and config.shi.weight > 0 and radii.fraction < 1:
+    if bounds:
         first = next(iter(bounds.values()))
-        terms["shi"] = shi_regularizer(first, radii.fraction, config.shi.weight, config.shi.tol)
+        terms["shi"] = shi_regularizer(first, fraction, config.shi.weight, config.shi.tol)
         total = total + terms["shi"]
     if config.l1 > 0:
         terms["l1"] = counted_once(config.l1 * l1_norm(network))
@@ -182,9 +208,9 @@ def _with_regularizers(network, terms, bounds, radii, config) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def _accuracies(batch: BoundedBatch) -> dict[str, Tensor]:
+def _accuracies(batch: BoundedBatch, clean: Tensor) -> dict[str, Tensor]:
     """Fractions of the batch: correct on clean images, under the training attack, and proven by the bounds."""
-    found = {"natural": (batch.clean.argmax(1) == batch.labels).float().mean()}
+    found = {"natural": (clean.argmax(1) == batch.labels).float().mean()}
     if batch.adversarial is not None:
         found["adversarial"] = (batch.adversarial.argmax(1) == batch.labels).float().mean()
     if "ibp" in batch.margins:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from expressive_losses import checkpoint, distributed
-from expressive_losses.attacks.base import OfWholeBatch, Randomness
 from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
-from expressive_losses.config import Config
+from expressive_losses.config import Config, merge
 from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
 from expressive_losses.evaluate import accuracies
@@ -28,8 +27,9 @@ from expressive_losses.initialize import shi_initialize
 from expressive_losses.progress import TrainingProgress
 from expressive_losses.run import RunDirectory
 from expressive_losses.schedules import Clock
-from expressive_losses.step import Radii, clean_statistics, forward_batch
+from expressive_losses.step import Radii
 from expressive_losses.types import Box
+from expressive_losses.updates import Updates, mixed_seed
 
 #: Between two questions of several processes to each other whether one of them was told to stop.
 _STEPS_BETWEEN_QUESTIONS = 16
@@ -68,10 +68,7 @@ class Trainer:
         self.clock = Clock(self.steps_per_epoch, training.epochs)
         if training.initialize == "shi":
             shi_initialize(self.network)
-        self.optimizer = self.config.optimizer.build(self.network.parameters())
-        self.generator = torch.Generator(self.train.device)
-        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.memory = self.config.method.memory(self.parameters)
+        self.updates = Updates(self.config, self.network, self.train)
         self.average = WeightAverage(training.average, self.network)
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -126,55 +123,7 @@ class Trainer:
 
     def train_step(self, indices: Tensor, radii: Radii) -> dict[str, Tensor]:
         """Do one update on the images of these indices; return its scalars, detached and still on the device."""
-        config = self.config
-        self.generator.manual_seed(_mix(config.training.seed, self.step))
-        factor = config.lr_schedule.factor(self.step, self.clock)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.optimizer.lr * factor
-        x, labels = self.train.batch(indices, self.generator)
-        part = distributed.part_of(len(labels))
-        self.optimizer.zero_grad(set_to_none=True)
-        with distributed.working_on(part):
-            if part is not None:
-                terms = self._gradient(
-                    part.of(x), part.of(labels), radii, noise=OfWholeBatch(self.generator, *part[:3])
-                )
-            elif config.training.accumulate == 1:
-                terms = self._gradient(x, labels, radii)
-            else:
-                terms = self._in_parts(x, labels, radii)
-        if config.training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, config.training.clip_norm)
-        self.optimizer.step()
-        return {name: value.detach() for name, value in terms.items()}
-
-    def _gradient(
-        self, x: Tensor, labels: Tensor, radii: Radii, share: float = 1.0, statistics=None, noise: Randomness = None
-    ) -> dict[str, Tensor]:
-        """Add ``share`` times the gradient of these images' loss to the parameters; return the terms."""
-        method, training = self.config.method, self.config.training
-        batch, terms = forward_batch(
-            self.network, method, self.config.attack, x, labels, radii, training, noise or self.generator, statistics
-        )
-        if radii.warmup or share < 1:
-            (share * terms["total"]).backward()
-            distributed.add_gradients([parameter.grad for parameter in self.parameters])
-            return terms
-        return terms | method.backward(batch, terms, self.parameters, self.memory)
-
-    def _in_parts(self, x: Tensor, labels: Tensor, radii: Radii) -> dict[str, Tensor]:
-        """Do the same part by part, with the BatchNorm statistics of the whole batch; return the terms' means.
-
-        Exact for losses that are means over samples; Shi et al.'s regulariser becomes the mean of the parts' own.
-        """
-        statistics = clean_statistics(self.network, x)
-        means: dict[str, Tensor] = {}
-        parts = self.config.training.accumulate
-        for images, own in zip(x.chunk(parts), labels.chunk(parts), strict=True):
-            share = len(own) / len(labels)
-            terms = self._gradient(images, own, radii, share, statistics)
-            means = {name: means.get(name, 0.0) + share * value.detach() for name, value in terms.items()}
-        return means
+        return self.updates(self.step, indices, radii)
 
     def _refresh(self) -> None:
         """Compute BatchNorm's running statistics anew over the training set, for the weights as they are.
@@ -189,7 +138,7 @@ class Trainer:
         config = self.config
         attacked = config.training.bn_statistics == "adversarial" and "adv" in config.method.needs and radius > 0
         victim = copy.deepcopy(self.network.model).eval()  # the statistics of the network itself are being computed
-        generator = torch.Generator(self.train.device).manual_seed(_mix(config.training.seed, self.step))
+        generator = torch.Generator(self.train.device).manual_seed(mixed_seed(config.training.seed, self.step))
         for x, labels in self.train.in_order(config.training.batch_size):
             yield x
             if attacked:
@@ -206,9 +155,8 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "totals": dict(self.totals),
-                "optimizer": self.optimizer.state_dict(),
                 "counts": dict(self.counts),
-                "method": dict(self.memory),
+                **self.updates.state_dict(),
                 "average": self.average.state_dict(),
             },
         }
@@ -219,7 +167,8 @@ class Trainer:
         Raises:
             UserError: when the checkpoint is of another config.
         """
-        theirs, ours = payload["config"], self.config.resolved()  # compared as they are: building could import code
+        ours = self.config.resolved()  # compared as they are: building could import code
+        theirs = merge(Config().resolved(), payload["config"])  # an older release's lacks newer keys
         changed = [key for key in ours if ours[key] != theirs.get(key) and key != "paper"]
         if changed:
             raise UserError(
@@ -237,9 +186,8 @@ class Trainer:
         self.run.keep_metrics(self.step // self.steps_per_epoch)
 
     def _load_training(self, training: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(training["optimizer"])
+        self.updates.load_state_dict(training)
         self.step, self.seconds = int(training["step"]), float(training["seconds"])
-        self.memory = {name: value.to(self.train.device) for name, value in training["method"].items()}
         if "average" in training:
             self.average.load_state_dict(training["average"])
         self.totals = {name: value.to(self.train.device) for name, value in training["totals"].items()}
@@ -287,8 +235,3 @@ class Trainer:
         progress.epoch(self.step, row)
         if epoch % config.checkpoint_every == 0 or last:
             self.run.save(self.state())
-
-
-def _mix(seed: int, step: int) -> int:
-    """Return a 63-bit seed for a step; streams of neighbouring steps and seeds are unrelated."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -135,7 +135,8 @@ class BoundedBatch:
         clean: logits on the images, (B, K), or None.
         adversarial: logits on the attacked images, (B, K), or None.
         margins: per bound method, lower bounds on f_y - f_j, (B, K-1).
-        now: where in the run this is.
+        scheduled: the loss's own :meth:`expressive_losses.losses.base.Loss.scheduled` numbers: python's, or scalars
+            on the device.
         x_adv: the attacked images, (B, *image), as a leaf that takes a gradient, or None.
         attacked: the region of the attack, or None.
     """
@@ -144,7 +145,7 @@ class BoundedBatch:
     clean: Tensor | None = None
     adversarial: Tensor | None = None
     margins: Mapping[str, Tensor] = field(default_factory=dict)
-    now: Progress = Progress()
+    scheduled: Mapping[str, float | Tensor] = field(default_factory=dict)
     x_adv: Tensor | None = None
     attacked: Box | None = None
 

@@ -41,7 +41,7 @@ class Problem:
         x_adv = torch.full((1, 1), 0.5, requires_grad=True)
         attacked = Box(torch.full((1, 1), 0.4), torch.full((1, 1), 0.6))
         now = now or Progress(0.5, 0, Clock(1, 10), 5)
-        batch = BoundedBatch(torch.tensor([0]), now=now, x_adv=x_adv, attacked=attacked)
+        batch = BoundedBatch(torch.tensor([0]), scheduled=self.loss.scheduled(now), x_adv=x_adv, attacked=attacked)
         adversarial = (self.a if a is None else torch.tensor(a)) @ self.theta + self.slope * x_adv.sum()
         verified = self.b @ self.theta + self.offset
         terms = {"adv_loss": adversarial, "ibp_loss": verified, "loss": adversarial + verified}

@@ -1,10 +1,16 @@
-"""On a GPU: a step equals the CPU's, and never waits for the device. Skipped without one; run with ``-m gpu``."""
+"""On a GPU: a step equals the CPU's, never waits for the device, and is the same from a CUDA graph.
+
+Skipped without one; run with ``-m gpu``.
+"""
 
 import pytest
 import torch
+from test_capture import ALL_STEPS, SETTINGS, OneByOne, steps_of
 from test_no_sync import trainer_of
 
+from expressive_losses.capture import STEPS_BEFORE, CudaRecorder
 from expressive_losses.data.batches import Batches
+from expressive_losses.precision import exact_float32, training_precision
 from expressive_losses.registry import LOSSES
 from expressive_losses.trainer import Trainer
 
@@ -25,14 +31,17 @@ def moved(trainer: Trainer, folder) -> Trainer:
     return other
 
 
+@pytest.mark.parametrize("capture", ["never", "auto"])
 @pytest.mark.parametrize("method", LOSSES.names())
-def test_a_step_of_every_method_never_waits(tmp_path, method):
-    trainer = moved(trainer_of(tmp_path, f"method={method}"), tmp_path)
+def test_a_step_of_every_method_never_waits(tmp_path, method, capture):
+    settings = (f"method={method}", "training.batch_size=32", f"training.capture={capture}")
+    trainer = moved(trainer_of(tmp_path, *settings), tmp_path)
     order = trainer.train.epoch_order(0, 0)
     for epoch in (0, 1, 3):
         trainer.step = epoch * trainer.steps_per_epoch + 2
         indices, radii = trainer.train.order_of_step(order, 1, 32), trainer.radii(trainer.step)
-        trainer.train_step(indices, radii)  # traces, and loads kernels
+        for _ in range(STEPS_BEFORE + 2):  # loads kernels, records
+            trainer.train_step(indices, radii)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -54,3 +63,35 @@ def test_a_step_equals_the_cpus(tmp_path, method):
         trainer.terms = trainer.train_step(indices, trainer.radii(trainer.step))
     for name, value in cpu.terms.items():
         torch.testing.assert_close(gpu.terms[name].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", LOSSES.names())
+def test_every_method_trains_the_same_from_cuda_graphs(tmp_path, method):
+    """Through warm-up, ramp and end, with random starts: graphs draw what steps one by one would.
+
+    Not bit for bit: sums that kernels make with atomic operations differ from run to run.
+    """
+    found = []
+    for name in ("one by one", "graphs"):
+        torch.manual_seed(0)
+        settings = (*SETTINGS, f"method={method}", "optimizer={name: sgd, lr: 0.01}")
+        trainer = moved(trainer_of(tmp_path / name, *settings), tmp_path)
+        updates = trainer.updates
+        plain = OneByOne(CudaRecorder(updates.generator), 60, "cuda")
+        found.append(steps_of(trainer, plain if name == "one by one" else updates.graphs, ALL_STEPS))
+        assert updates.graphs is not None, "could not be captured"
+    for step, (theirs, ours) in enumerate(zip(*found, strict=True)):
+        assert float(ours["total"]) == pytest.approx(float(theirs["total"]), rel=2e-2), f"step {step}"
+
+
+def test_flags_of_tensor_float32_reach_the_gpu():
+    """In float32 a product differs from float64's by rounding; TensorFloat-32 is a thousand times as far off."""
+    a = torch.randn(512, 512, device="cuda")
+    exact = (a.double() @ a.double()).float()
+    errors = {}
+    for precision in ("float32", "tf32"):
+        with training_precision(precision):
+            errors[precision] = float((a @ a - exact).abs().max())
+    with training_precision("tf32"), exact_float32():
+        assert float((a @ a - exact).abs().max()) < 2 * errors["float32"]
+    assert errors["tf32"] > 10 * errors["float32"]

@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "expressive_losses"
 #: From the bottom up. Parts of one layer do not import each other.
 LAYERS = (
     ("errors",),
-    ("registry", "types", "locking", "environment", "allocator", "distributed"),
+    ("registry", "types", "locking", "environment", "allocator", "distributed", "capture", "precision"),
     ("config", "schedules", "optimizers"),
     ("bounds", "attacks", "losses", "models", "data"),
     ("regularizers", "initialize", "averaging", "verify"),
     ("step", "evaluate", "checkpoint"),
-    ("run", "progress", "plots"),
+    ("run", "progress", "plots", "updates"),
     ("trainer", "results"),
     ("experiment",),
     ("cli",),

@@ -1,6 +1,7 @@
 """The losses on literal tensors, and definition 3.1 of paper "Expressive Losses" on random ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ def random_batch(seed: int = 0, size: int = 32, classes: int = 5) -> BoundedBatc
 
 
 def value(name: str, batch: BoundedBatch, **fields) -> float:
-    return float(LOSSES.build({"name": name, **fields})(batch)["loss"])
+    """The loss at the end of the ramp."""
+    loss = LOSSES.build({"name": name, **fields})
+    return float(loss(replace(batch, scheduled=loss.scheduled(Progress())))["loss"])
 
 
 # One image, two classes, label 0: adversarial margin 2, lower bound -1.
@@ -75,7 +78,7 @@ KL = P * math.log(P / Q) + (1 - P) * math.log((1 - P) / (1 - Q))
     ids=lambda v: v["name"] if isinstance(v, dict) else None,
 )
 def test_equations_on_literal_tensors(spec, expected):
-    assert float(LOSSES.build(spec)(LITERAL)["loss"]) == pytest.approx(expected, rel=1e-6)
+    assert value(batch=LITERAL, **spec) == pytest.approx(expected, rel=1e-6)
 
 
 def test_verified_cross_entropy_of_exact_margins_is_cross_entropy():
@@ -143,7 +146,7 @@ def test_every_loss_gets_by_with_what_it_declares(spec):
             full.clean if "clean" in needs else None,
             full.adversarial if "adv" in needs else None,
             {m: full.margins[m] for m in needs if m in full.margins},
-            now,
+            loss.scheduled(now),
         )
         terms = loss(batch)
         assert terms["loss"].ndim == 0

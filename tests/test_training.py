@@ -149,6 +149,15 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
         train(tmp_path)
 
 
+def test_resume_from_before_a_key_of_the_config_existed(tmp_path):
+    """It had the value that is the default now."""
+    train(tmp_path)
+    payload = checkpoint.read(tmp_path / "checkpoint.pt")
+    del payload["config"]["training"]["precision"]
+    checkpoint.save(tmp_path / "checkpoint.pt", payload)
+    assert train(tmp_path, resume=True)["epochs"] == 3
+
+
 def test_resume_with_another_config_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):

@@ -27,14 +27,14 @@ class AdamPgd(IterativeAttack):
     beta2: float = Field(default=0.999, ge=0, lt=1)
 
     def new_update(self) -> Update:
-        m = v = torch.zeros(())
+        m = v = 0.0
         t = 0
 
         def update(gradient: Tensor) -> Tensor:
             nonlocal m, v, t
             t += 1
-            m = self.beta1 * m.to(gradient) + (1 - self.beta1) * gradient
-            v = self.beta2 * v.to(gradient) + (1 - self.beta2) * gradient.square()
+            m = self.beta1 * m + (1 - self.beta1) * gradient
+            v = self.beta2 * v + (1 - self.beta2) * gradient.square()
             m_hat, v_hat = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
             return m_hat / v_hat.sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
 

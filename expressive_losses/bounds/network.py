@@ -105,6 +105,11 @@ class BoundedNetwork(nn.Module):
         """Whether :meth:`train_logits` takes BatchNorm's statistics over all processes that share a batch."""
         return not batch_norms(self) or (self._chain is not None and can_train(self._chain))
 
+    @property
+    def is_fast_chain(self) -> bool:
+        """Whether training runs on the fast path only, which never waits for the device."""
+        return self._transposable and can_train(self._chain)
+
     @contextmanager
     def frozen(self, statistics: BatchStatistics | None = None) -> Iterator[Callable[[Tensor], Tensor]]:
         """Yield the logits in eval mode as a function of images, for attacks: its gradient is that to the images.
@@ -220,14 +225,3 @@ class BoundedNetwork(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         self._graphs.clear()  # built for one device and dtype
         return super()._apply(fn, recurse)
-
-
-@contextmanager
-def exact_float32():
-    """Switch TensorFloat-32 off inside the context: 10 bits of mantissa are too few for a claim."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn

@@ -26,6 +26,10 @@ class AdvCrownIBP(AdvIBP):
         unused = {"ibp": beta == 1, "crown_ibp": beta == 0}
         return tuple(need for need in self.needs if not unused.get(need, False))
 
+    def scheduled(self, now: Progress) -> dict[str, float]:
+        """Return AdvIBP's numbers and beta."""
+        return {**super().scheduled(now), "beta": 1 - now.eps_fraction}
+
     def margins(self, batch: BoundedBatch) -> Tensor:
         """Return the mixed margins, (B, K-1)."""
-        return mixed_margins(batch, 1 - batch.now.eps_fraction)
+        return mixed_margins(batch)

@@ -48,6 +48,10 @@ class AdvIBP(Loss):
     fosc_max: float = Field(0.1, ge=0, description="c_max, in loss units")
     fosc_epochs: float | None = Field(None, gt=0, description="T', epochs from c_max to 0; null: all after the ramp")
 
+    def scheduled(self, now: Progress) -> dict[str, float]:
+        """Return c_t, the threshold of FOSC."""
+        return {"threshold": self.threshold(now)}
+
     def margins(self, batch: BoundedBatch) -> Tensor:
         """Return the margins whose loss is L_ibp, (B, K-1)."""
         return batch.margins["ibp"]
@@ -77,7 +81,7 @@ class AdvIBP(Loss):
         fosc = first_order_stationarity(to_input * len(batch.labels), batch.x_adv, batch.attacked)
         fosc = summed_over_processes(fosc.sum()) / len(batch.labels)
         with torch.no_grad():
-            kappa, case = self.kappas(memory, fosc, self.threshold(batch.now))
+            kappa, case = self.kappas(memory, fosc, batch.scheduled["threshold"])
         verified = _gradients(terms["ibp_loss"], parameters, keep=bool(added))
         rest = _gradients(sum(added), parameters) if added else [0.0] * len(verified)
         for gradients in (adversarial, verified, rest if added else ()):
@@ -97,7 +101,7 @@ class AdvIBP(Loss):
         length = self.fosc_epochs or max(clock.epochs - now.ramp_end / clock.steps_per_epoch, 1e-9)
         return min(max(self.fosc_max * (1 - epochs / length), 0.0), self.fosc_max)
 
-    def kappas(self, memory: Memory, fosc: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    def kappas(self, memory: Memory, fosc: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights (adv, ibp, reg) and the case as three 0/1 values (agree, prefer adv, prefer ibp).
 
         All on the device: which case it is stays unknown to the host, which need not wait.

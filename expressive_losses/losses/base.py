@@ -40,7 +40,16 @@ class Loss(Plugin):
         """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
         return self.needs
 
-    def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float) -> Box:
+    def scheduled(self, now: Progress) -> dict[str, float]:
+        """Return the numbers, by name, that change along the run: weights, thresholds. Most losses have none.
+
+        :meth:`__call__` and :meth:`backward` find them in the batch, and nowhere else: on a GPU they are scalars on the
+        device there, so that one captured step (:mod:`expressive_losses.capture`) serves all points of the run. What
+        is computed may depend on the run through :meth:`needed` alone.
+        """
+        return {}
+
+    def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float | Tensor) -> Box:
         """Return the region to bound: the whole box, unless the method bounds a part of it (SABR).
 
         Args:
@@ -102,13 +111,15 @@ def verified_cross_entropy(margins: Tensor, reduction: str = "mean") -> Tensor:
     )
 
 
-def mixed_margins(batch: BoundedBatch, beta: float) -> Tensor:
-    """Return beta CROWN-IBP margins + (1 - beta) IBP margins; a bound of weight 0 need not be there.
+def mixed_margins(batch: BoundedBatch) -> Tensor:
+    """Return beta CROWN-IBP margins + (1 - beta) IBP margins, or the one that was needed.
 
     Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", equation (9).
     """
-    weights = {"crown_ibp": beta, "ibp": 1 - beta}
-    return sum(weight * batch.margins[method] for method, weight in weights.items() if weight > 0)
+    if len(batch.margins) == 1:
+        return next(iter(batch.margins.values()))
+    beta = batch.scheduled["beta"]
+    return beta * batch.margins["crown_ibp"] + (1 - beta) * batch.margins["ibp"]
 
 
 class KappaLoss(Loss):
@@ -132,11 +143,15 @@ class KappaLoss(Loss):
         moved = now.eps_fraction if schedule is None else schedule.fraction(now.step, now.clock)
         return self.kappa_start + (self.kappa_end - self.kappa_start) * moved
 
+    def scheduled(self, now: Progress) -> dict[str, float]:
+        """Return kappa."""
+        return {"kappa": self.kappa(now)}
+
     def mixed(self, batch: BoundedBatch, verified: Tensor) -> Tensor:
-        """Return the mixture; without the clean logits where they have no weight."""
-        kappa = self.kappa(batch.now)
-        if kappa == 1:
+        """Return the mixture; only the verified loss where the clean logits have no weight."""
+        if batch.clean is None:
             return verified
+        kappa = batch.scheduled["kappa"]
         return (1 - kappa) * F.cross_entropy(batch.clean, batch.labels) + kappa * verified
 
 

@@ -34,7 +34,11 @@ class CrownIBP(KappaLoss):
         weight = {"clean": 1 - self.kappa(now), "ibp": 1 - self.beta(now), "crown_ibp": self.beta(now)}
         return tuple(need for need in self.needs if weight[need] > 0)
 
+    def scheduled(self, now: Progress) -> dict[str, float]:
+        """Return kappa and beta."""
+        return {**super().scheduled(now), "beta": self.beta(now)}
+
     def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return the mixture and its verified part."""
-        verified = verified_cross_entropy(mixed_margins(batch, self.beta(batch.now)))
+        verified = verified_cross_entropy(mixed_margins(batch))
         return {"loss": self.mixed(batch, verified), "verified_loss": verified}

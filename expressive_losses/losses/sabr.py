@@ -24,7 +24,7 @@ class SABR(ExpressiveLoss):
             raise ValueError(f"relu_shrink: only with bound 'ibp', not with '{self.bound}'")
         return self
 
-    def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float) -> Box:
+    def region(self, box: Box, attacked: Box, adversarial: Tensor | None, radius: float | Tensor) -> Box:
         """Return the small box, inside the attacked region."""
         return attacked.shrink(self.alpha, adversarial, radius)
 

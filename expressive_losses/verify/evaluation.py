@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.network import exact_float32
 from expressive_losses.errors import UserError
+from expressive_losses.precision import exact_float32
 from expressive_losses.verify.base import Problem
 
 
