@@ -14,7 +14,14 @@ from expressive_losses.step import Radii, forward_batch
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml"))
 RECIPES = [path for path in FILES if not path.stem.startswith("base") and path.parent != CONFIGS / "quick"]
-IMAGES = {"mnist": 60000, "cifar10": 50000, "svhn": 73257, "tinyimagenet": 100000, "imagenet64": 1281167}
+IMAGES = {
+    "digits": 1437,
+    "mnist": 60000,
+    "cifar10": 50000,
+    "svhn": 73257,
+    "tinyimagenet": 100000,
+    "imagenet64": 1281167,
+}
 
 
 def name_of(path: Path) -> str:
