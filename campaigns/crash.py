@@ -4,8 +4,7 @@
     python -m campaigns.crash --kills 4       the same in a minute
 
 What must hold afterwards: the weights are bit-identical, metrics and ledger are complete and have no row twice, no
-half-written file is left, and whatever went wrong was said in one line. Runs are forked off this process: it has
-imported everything already, so that a run takes a fraction of a second.
+half-written file is left, and whatever went wrong was said in one line.
 """
 
 from __future__ import annotations
@@ -14,19 +13,18 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from campaigns.processes import NoDisk, be_nobody, become, end, enlarge, limit_files, run, signal_after, tiny_disk
 from expressive_losses import checkpoint
 from expressive_losses.bounds import compat
 from expressive_losses.cli import train_main, verify_main
@@ -41,75 +39,6 @@ VERIFY = "--quiet --device cpu --bound ibp,crown --eps 0.2 --first 40 --batch-si
 #: Files that a run leaves. A kill may leave the lock and the parts of a write behind; a finished run has no parts.
 LEFT = {".lock", "config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt", "checkpoint.previous.pt",
         "model.pt", "summary.json", "curves.png"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended: its exit code (negative: the signal that killed it), what it said, and seconds."""
-
-    code: int
-    said: str
-    seconds: float
-
-
-def run(
-    main: Callable[[list[str]], int],
-    arguments: list[str],
-    send: tuple[float, int] | None = None,
-    before: Callable[[], None] = lambda: None,
-) -> Ended:
-    """Run a command in a fork.
-
-    Args:
-        send: seconds after which a signal is sent, and the signal.
-        before: called in the child first.
-    """
-    ears, mouth = os.pipe()  # no file: its size may be limited
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _become(main, arguments, before, mouth)
-    os.close(mouth)
-    code = None
-    while send and code is None and time.monotonic() - started < send[0]:
-        code = _poll(child)
-        time.sleep(0.002)
-    if code is None:
-        code = _end(child, send[1] if send else None)
-    with open(ears, encoding="utf-8") as file:
-        return Ended(code, file.read(), time.monotonic() - started)
-
-
-def _become(main, arguments, before, stderr: int) -> None:
-    """Be the child: never returns."""
-    code = 1
-    try:
-        os.dup2(stderr, 2)
-        os.dup2(stderr, 1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        before()
-        code = main(arguments)
-        sys.stderr.flush()
-    except BaseException:  # a traceback is what the parent looks for
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def _poll(child: int) -> int | None:
-    """Return the exit code of a child that has ended, else ``None``."""
-    ended, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
-
-
-def _end(child: int, signal_: int | None) -> int:
-    """Send the signal, wait, and return the exit code."""
-    if signal_ is not None:
-        os.kill(child, signal_)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @dataclass
@@ -206,7 +135,7 @@ class Campaign:
         """Return the folder of a run that was killed after its second checkpoint."""
         out = self.folder / "half"
         arguments = [*TRAIN, "--out", str(out)]
-        ended = run(train_main, arguments, before=lambda: _signal_after(RunDirectory, "save", 2, signal.SIGKILL))
+        ended = run(train_main, arguments, before=lambda: signal_after(RunDirectory, "save", 2, signal.SIGKILL))
         self.check("stopped at half", ended.code == -signal.SIGKILL, ended.said)
         return out
 
@@ -216,17 +145,41 @@ class Campaign:
         out = self.stopped_at_half()
         size = (out / "checkpoint.pt").stat().st_size
         limit = self.random.choice([0, 100, size // 2, size - 1])
-        ended = run(train_main, [*TRAIN, "--resume", "--out", str(out)], before=lambda: _limit_files(limit))
-        said = ended.code == 2 and ended.said.startswith("error: ") and ended.said.count("\n") == 1
-        self.check(f"full disk ({limit} bytes): exit {ended.code}", said, ended.said)
+        ended = run(train_main, [*TRAIN, "--resume", "--out", str(out)], before=lambda: limit_files(limit))
+        self.check(f"full disk ({limit} bytes): exit {ended.code}", ended.refused, ended.said)
         self.finish_training("full disk", out)
         out = self.folder / "ledger"
         limit = self.random.choice([0, 300, 2000, 4000])
         arguments = [*self.verify_arguments, "--resume", "--out", str(out)]
-        ended = run(verify_main, arguments, before=lambda: _limit_files(limit))
-        said = ended.code == 2 and ended.said.startswith("error: ") and ended.said.count("\n") == 1
-        self.check(f"full disk, ledger ({limit} bytes): exit {ended.code}", said, ended.said)
+        ended = run(verify_main, arguments, before=lambda: limit_files(limit))
+        self.check(f"full disk, ledger ({limit} bytes): exit {ended.code}", ended.refused, ended.said)
         self.finish_verification("full disk, ledger", out)
+
+    def on_tiny_disks(self, trials: int) -> None:
+        """Fill file systems, where they may be mounted."""
+        try:
+            for _ in range(trials):
+                self.full_tmpfs()
+        except NoDisk as error:
+            print(f"full disk, tmpfs: not run ({error})")
+
+    def full_tmpfs(self) -> None:
+        """The same on a file system that is really full; then there is room again, and the run goes on."""
+        self.count("full disk, tmpfs")
+        most = sum(path.stat().st_size for path in self.whole.iterdir()) // 1024
+        for name, main, arguments, finish in (
+            ("training", train_main, TRAIN, self.finish_training),
+            ("verification", verify_main, self.verify_arguments, self.finish_verification),
+        ):
+            kilobytes = self.random.randrange(4, most if main is train_main else 40)
+            with tiny_disk(self.folder / "disk", kilobytes) as disk:
+                ended = run(main, [*arguments, "--resume", "--out", str(disk / "out")])
+                said = f"full tmpfs ({kilobytes} KiB), {name}: exit {ended.code}"
+                self.check(said, ended.refused or ended.code == 0, ended.said)
+                if ended.code:
+                    self.count(f"full disk, tmpfs: {name} stopped")
+                enlarge(disk)
+                finish(f"full tmpfs, {name}", disk / "out")
 
     def read_only(self) -> None:
         """A folder that may not be written to, for a user who is not root."""
@@ -237,9 +190,8 @@ class Campaign:
         ):
             out = self.folder / "theirs"
             out.mkdir(mode=0o755)
-            ended = run(main, [*arguments, "--out", str(out)], before=_be_nobody)
-            one = ended.code == 2 and ended.said.startswith("error: ") and ended.said.count("\n") == 1
-            self.check(f"read-only folder, {name}: exit {ended.code}", one, ended.said)
+            ended = run(main, [*arguments, "--out", str(out)], before=be_nobody)
+            self.check(f"read-only folder, {name}: exit {ended.code}", ended.refused, ended.said)
             self.check(f"read-only folder, {name}", list(out.iterdir()) == [])
             out.rmdir()
 
@@ -278,14 +230,14 @@ class Campaign:
             arguments = [*arguments, "--resume", "--out", str(self.folder / f"shared-{main.__name__}")]
             child = os.fork()
             if child == 0:
-                stop = partial(_signal_after, owner, name, 1, signal.SIGSTOP)
-                _become(main, arguments, stop, os.open(os.devnull, os.O_WRONLY))
+                stop = partial(signal_after, owner, name, 1, signal.SIGSTOP)
+                become(main, arguments, stop, os.open(os.devnull, os.O_WRONLY))
             os.waitpid(child, os.WUNTRACED)  # it holds the folder while the second one tries
             ended = run(main, arguments)
             os.kill(child, signal.SIGCONT)
             self.check(f"two processes: exit {ended.code}", ended.code == 2, ended.said)
             self.check("two processes: what is said", "another process" in ended.said, ended.said)
-            self.check("two processes: the first", _end(child, None) == 0)
+            self.check("two processes: the first", end(child, None) == 0)
         self.finish_training("two processes", self.folder / "shared-train_main")
         self.finish_verification("two processes, ledger", self.folder / "shared-verify_main")
 
@@ -305,13 +257,12 @@ class Campaign:
         self.check("clock jumps, ledger", ended.code == 0, ended.said)
         self.finish_verification("clock jumps, ledger", out)
 
-    def run_all(self, kills: int) -> Campaign:
-        """Do everything, the random things ``kills`` times (the slower ones less often)."""
-        some = max(1, kills // 5)
+    def run_all(self, kills: int, others: int) -> Campaign:
+        """Kill so many times, and do everything else so many times that is random too."""
         for _ in range(kills):
             self.kill_training(signal.SIGKILL, -signal.SIGKILL, "SIGKILL, training")
             self.kill_verification(signal.SIGKILL, -signal.SIGKILL, "SIGKILL, verification")
-        for _ in range(some):
+        for _ in range(others):
             self.kill_training(signal.SIGTERM, 143, "SIGTERM, training")
             self.kill_verification(signal.SIGTERM, 143, "SIGTERM, verification")
             self.kill_training(signal.SIGINT, 130, "Ctrl-C, training")
@@ -321,6 +272,7 @@ class Campaign:
             self.damaged("with a bit turned over")
         if os.getuid() == 0:
             self.read_only()
+            self.on_tiny_disks(others)
         self.two_at_once()
         self.clock_jumps()
         return self
@@ -348,49 +300,27 @@ def _witnesses(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "witnesses").glob("*"))}
 
 
-def _signal_after(owner: type, method: str, calls: int, signal_: int) -> None:
-    """Make this process send itself a signal when a method was called so many times."""
-    real, left = getattr(owner, method), [calls]
-
-    def counted(*arguments, **options):
-        result = real(*arguments, **options)
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal_)
-        return result
-
-    setattr(owner, method, counted)
-
-
-def _limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def _be_nobody() -> None:
-    os.environ["MPLCONFIGDIR"] = tempfile.gettempdir()
-    os.setgid(65534)
-    os.setuid(65534)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; return 1 when something was lost or went wrong."""
     parser = argparse.ArgumentParser(prog="python -m campaigns.crash", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs each of training and of verification")
+    parser.add_argument("--others", type=int, help="trials of each other kind; default a fifth of that")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="append a row to this file")
     options = parser.parse_args(arguments)
+    others = max(1, options.kills // 5) if options.others is None else options.others
     torch.set_num_threads(1)  # a fork of a process with threads may hang
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        campaign = Campaign(Path(folder), options.seed).run_all(options.kills)
+        campaign = Campaign(Path(folder), options.seed).run_all(options.kills, others)
     print("\n".join(f"{count:>5}  {name}" for name, count in campaign.counts.items()))
     print("\n".join([f"{len(campaign.failures)} failures", *campaign.failures]))
     if options.out:
         about = environment(torch.device("cpu"))
         row = {
             "campaign": "crash",
-            "command": f"python -m campaigns.crash --kills {options.kills} --seed {options.seed}",
+            "command": f"python -m campaigns.crash --kills {options.kills} --others {others} --seed {options.seed}",
             "trials": campaign.counts,
             "failures": campaign.failures,
             "seconds": round(time.monotonic() - started, 1),

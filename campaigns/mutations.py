@@ -144,6 +144,42 @@ MUTATIONS = (
         "shift = torch.zeros_like(up)",
     ),
     Mutation(
+        "chain: a layer that stands in two places is seen once",
+        "bounds/chain.py",
+        "layers = model._modules",
+        "layers = dict(model.named_children())",
+    ),
+    Mutation(
+        "chain: BatchNorm over the rows of images is taken for one over their columns",
+        "bounds/chain.py",
+        "return flat or not isinstance(stage.affine, nn.Linear)",
+        "return True",
+    ),
+    Mutation(
+        "reduction: a neuron that may be negative counts as active",
+        "bounds/reduction.py",
+        "self._active[at] = (lower >= 0)",
+        "self._active[at] = (upper > 0)",
+    ),
+    Mutation(
+        "MIP: half of a ReLU's values are cut off",
+        "verify/mip_model.py",
+        "model.at_least_zero(d.scaled(high) + -y_open)",
+        "model.at_least_zero(d.scaled(high / 2) + -y_open)",
+    ),
+    Mutation(
+        "MIP: a maximum forgets members that may be the largest",
+        "verify/mip_model.py",
+        "upper[pairs[1]] >= floors[pairs[0]]",
+        "lower[pairs[1]] >= floors[pairs[0]]",
+    ),
+    Mutation(
+        "decision: one class is excluded in place of all",
+        "verify/base.py",
+        "proven = (best > problem.threshold(tolerance).unsqueeze(1)).all(1).tolist()",
+        "proven = (best > problem.threshold(tolerance).unsqueeze(1)).any(1).tolist()",
+    ),
+    Mutation(
         "split: the multiplier of a split may be negative",
         "bounds/beta_crown.py",
         ".clamp_min_(0) if split else dual.beta",
@@ -209,14 +245,14 @@ def mutated(mutation: Mutation) -> str:
     return source.replace(mutation.old, mutation.new)
 
 
-def violations(mutation: Mutation, checks: int = 200_000) -> int:
+def violations(mutation: Mutation, networks: int = 40) -> int:
     """Return how many violations the campaign finds with this mutation; stops at the first network with one."""
     code = (
-        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "import math, warnings; warnings.simplefilter('ignore')\n"
         "from campaigns.mutations import Mutation, install\n"
         f"install(Mutation(*{tuple(mutation)!r}))\n"
         "from campaigns.soundness import Campaign\n"
-        f"print('violations', Campaign().run({checks}, samples=60, until_violation=True).violations)"
+        f"print('violations', Campaign(seed=40).run(math.inf, {networks}, samples=40, until_violation=True).violations)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("violations ")]

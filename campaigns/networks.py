@@ -1,9 +1,11 @@
-"""Random networks and random boxes: everything that the bounds claim to handle, in small."""
+"""Random networks: everything that the bounds claim to handle, in small."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,13 @@ ACTIVATIONS = {
 }
 #: How often each activation is chosen: ReLU is what branch-and-bound, MIP and the fast path are about.
 WEIGHTS = (6, 1, 1, 1)
-POOLS = {"average": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2)}
+POOLS = {
+    "average pooling": lambda: nn.AvgPool2d(2),
+    "max pooling": lambda: nn.MaxPool2d(2),
+    "max pooling, overlapping": lambda: nn.MaxPool2d(2, stride=1),
+    "max pooling, padded": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+}
+Maker = Callable[[], nn.Module]
 
 
 class Residual(nn.Module):
@@ -60,16 +68,19 @@ class Subject:
             return self.network(x)
 
 
-def random_subject(seed: int, flat: bool = False) -> Subject:
-    """Return the network number ``seed``; ``flat``: of two inputs, for exhaustive grids."""
+def random_subject(seed: int, kind: str = "images") -> Subject:
+    """Return the network number ``seed``.
+
+    Args:
+        kind: of its inputs: "images" (C, H, W), "rows" (C, W), or "vectors" of two numbers, for exhaustive grids.
+    """
     choose = random.Random(seed)
     torch.manual_seed(seed)
     activation = choose.choices(list(ACTIVATIONS), WEIGHTS)[0]
-    shape = (2,) if flat else (choose.choice([1, 2]), choose.choice([4, 5, 6]), choose.choice([4, 5]))
+    shape = SHAPES[kind](choose)
     classes = choose.choice([2, 3, 4])
     features = [activation]
-    layers = _dense(choose, 2, activation, features) if flat else _convolutional(choose, shape, activation, features)
-    module = nn.Sequential(*layers)
+    module = nn.Sequential(*LAYERS[kind](choose, shape, activation, features))
     with torch.no_grad():
         width = module.eval()(torch.zeros(2, *shape)).shape[1]
     module.append(nn.Linear(width, classes))
@@ -80,13 +91,17 @@ def random_subject(seed: int, flat: bool = False) -> Subject:
     if choose.random() < 0.4:
         _train(network, choose)
         features.append("trained")
+    if choose.random() < 0.7:
+        _balance(network.eval())
     network = network.to(choose.choice([torch.float32, torch.float64])).eval()
     features.append(str(network.mean.dtype).removeprefix("torch."))
     return Subject(network, tuple(features), _statistics(network, choose, features))
 
 
-def _dense(choose: random.Random, width: int, activation: str, features: list[str]) -> list[nn.Module]:
+def _of_vectors(choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]) -> list[nn.Module]:
+    """Linear layers, some with BatchNorm."""
     layers: list[nn.Module] = []
+    width = shape[0]
     for _ in range(choose.randint(1, 3)):
         hidden = choose.choice([4, 6, 8])
         layers.append(nn.Linear(width, hidden, bias=choose.random() < 0.8))
@@ -95,13 +110,37 @@ def _dense(choose: random.Random, width: int, activation: str, features: list[st
             features.append("batch norm")
         layers.append(ACTIVATIONS[activation]())
         width = hidden
+    if choose.random() < 0.3:
+        layers += _twice(choose, lambda: nn.Linear(width, width), lambda: nn.BatchNorm1d(width), activation, features)
     features.append("linear")
     return layers
 
 
-def _convolutional(
-    choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]
-) -> list[nn.Module]:
+def _of_rows(choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]) -> list[nn.Module]:
+    """Linear layers and BatchNorm on the rows of images without height, convolutions over them."""
+    channels, width = shape
+    hidden = choose.choice([3, channels])  # as many as channels: BatchNorm could take the one for the other
+    layers: list[nn.Module] = [nn.Linear(width, hidden)]
+    features.append("linear on rows")
+    if choose.random() < 0.4:
+        layers.append(nn.BatchNorm1d(channels))
+        features.append("batch norm on rows")
+    layers.append(ACTIVATIONS[activation]())
+    if choose.random() < 0.4:
+        out = choose.choice([2, 4])
+        layers += [nn.Conv1d(channels, out, choose.choice([1, 3]), padding=1), nn.BatchNorm1d(out)]
+        layers.append(ACTIVATIONS[activation]())
+        features.append("convolution over rows")
+    elif choose.random() < 0.4:
+        layers += _twice(
+            choose, lambda: nn.Linear(hidden, hidden), lambda: nn.BatchNorm1d(channels), activation, features
+        )
+    layers.append(nn.Flatten())
+    return layers + _head(choose, activation)
+
+
+def _of_images(choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]) -> list[nn.Module]:
+    """Convolutions with stride, padding and groups, BatchNorm, residual sums, pooling, repeated layers."""
     layers: list[nn.Module] = []
     channels, side = shape[0], min(shape[1:])
     for _ in range(choose.randint(1, 2)):
@@ -123,17 +162,42 @@ def _convolutional(
             body = [nn.Conv2d(channels, channels, 3, padding=1), ACTIVATIONS[activation]()]
             layers.append(Residual(nn.Sequential(*body)))
             features.append("residual")
-    if side >= 4 and choose.random() < 0.3:
+    if choose.random() < 0.2:
+        square = partial(nn.Conv2d, channels, channels, 3, padding=1)
+        layers += _twice(choose, square, partial(nn.BatchNorm2d, channels), activation, features)
+    if side >= 3 and choose.random() < 0.4:
         pool = choose.choice(list(POOLS))
         layers.append(POOLS[pool]())
-        features.append(f"{pool} pooling")
-    layers.append(nn.Flatten())
-    if choose.random() < 0.6:
-        layers.append(nn.LazyLinear(6))
-        if choose.random() < 0.3:
-            layers.append(nn.BatchNorm1d(6))
-        layers.append(ACTIVATIONS[activation]())
-    return layers
+        features.append(pool)
+    return [*layers, nn.Flatten(), *_head(choose, activation)]
+
+
+def _head(choose: random.Random, activation: str) -> list[nn.Module]:
+    """Return a hidden linear layer, or none."""
+    if choose.random() < 0.4:
+        return []
+    norm = [nn.BatchNorm1d(6)] if choose.random() < 0.3 else []
+    return [nn.LazyLinear(6), *norm, ACTIVATIONS[activation]()]
+
+
+def _twice(choose: random.Random, affine: Maker, norm: Maker, activation: str, features: list[str]) -> list[nn.Module]:
+    """Return two blocks of the same shape that share some of their modules: each such module stands in two places."""
+    makers = {"affine": affine, "batch norm": norm, "activation": ACTIVATIONS[activation]}
+    if choose.random() < 0.5:
+        del makers["batch norm"]
+    shared = choose.sample(list(makers), choose.randint(1, len(makers)))
+    features += [f"repeated {name}" for name in shared]
+    first = {name: make() for name, make in makers.items()}
+    second = {name: first[name] if name in shared else make() for name, make in makers.items()}
+    return [*first.values(), *second.values()]
+
+
+SHAPES: dict[str, Callable[[random.Random], tuple[int, ...]]] = {
+    "images": lambda choose: (choose.choice([1, 2]), choose.choice([4, 5, 6]), choose.choice([4, 5])),
+    "rows": lambda choose: (choose.choice([2, 3, 4]), choose.choice([2, 3, 4])),
+    "vectors": lambda choose: (2,),
+}
+LAYERS = {"images": _of_images, "rows": _of_rows, "vectors": _of_vectors}
 
 
 @torch.no_grad()
@@ -149,6 +213,12 @@ def _randomize(network: BoundedNetwork, choose: random.Random) -> None:
             if layer.weight is not None:
                 layer.weight.uniform_(-1.5, 1.5)
                 layer.bias.uniform_(-0.5, 0.5)
+
+
+@torch.no_grad()
+def _balance(network: BoundedNetwork) -> None:
+    """Move the last layer's bias so that every class wins somewhere: else most random networks know one class only."""
+    network.model[-1].bias -= network(torch.rand(64, *network.shape)).mean(0)
 
 
 def _train(network: BoundedNetwork, choose: random.Random) -> None:
@@ -183,23 +253,3 @@ def _statistics(network: BoundedNetwork, choose: random.Random, features: list[s
         network.train()(x)
     network.eval()
     return {name: (mean.detach(), variance.detach()) for name, (mean, variance) in statistics.items()}
-
-
-def random_boxes(subject: Subject, seed: int, count: int = 6) -> tuple[Box, Tensor]:
-    """Return boxes in [0, 1] and a label for each: balls of many radii, odd-shaped, degenerate, a point, everything."""
-    generator = torch.Generator().manual_seed(seed)
-    shape, dtype = (count, *subject.network.shape), subject.dtype
-    x = torch.rand(shape, generator=generator, dtype=dtype)
-    other = torch.rand(shape, generator=generator, dtype=dtype)
-    radius = torch.tensor([0.0, 0.003, 0.03, 0.1, 0.3, 1.0], dtype=dtype)[torch.arange(count) % 6]
-    ball = Box.around(x, radius.view(-1, *[1] * (x.dim() - 1)))
-    kind = torch.randint(3, (count,), generator=generator).view(-1, *[1] * (x.dim() - 1))
-    flat = torch.rand(shape, generator=generator) < 0.5  # these inputs do not move
-    low, high = torch.minimum(x, other), torch.maximum(x, other)
-    lower = torch.where(kind == 0, low, torch.where((kind == 1) & flat, x, ball.lower))
-    upper = torch.where(kind == 0, high, torch.where((kind == 1) & flat, x, ball.upper))
-    lower[0], upper[0] = x[0], x[0]
-    box = Box(lower, upper)
-    labels = subject.logits(box.center).argmax(1)
-    wrong = torch.rand(count, generator=generator) < 0.2
-    return box, torch.where(wrong, (labels + 1) % subject.network.classes, labels)

@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from campaigns.networks import Subject, random_boxes, random_subject
-from expressive_losses.attacks.pgd import Pgd
-from expressive_losses.bounds import use_statistics
+from campaigns.networks import Subject, random_subject
+from campaigns.nodes import node_bounds
+from campaigns.questions import Question, close_calls, random_question
 from expressive_losses.bounds.network import BOUND_METHODS
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.run import environment
-from expressive_losses.types import Box, margins_of
-from expressive_losses.verify.base import Problem, Status, is_counterexample
+from expressive_losses.verify.base import Problem, Status, Verdict, is_counterexample
 from expressive_losses.verify.evaluation import computing_in
 
 #: What rounding may add, relative to the size of logits and bounds (they are sums of many numbers).
@@ -38,11 +39,15 @@ EXACTNESS = 1e-4
 FIELDS = {
     "bab": {"timeout": 2.0},
     "input-bab": {"timeout": 2.0, "max_nodes": 2000},
-    "mip": {"timeout": 5.0, "gap": 0.0, "tolerance": 0.0, "bounds": "ibp"},
+    "mip": {"timeout": 2.0, "gap": 0.0, "tolerance": 0.0, "bounds": "ibp"},
     "alpha-crown": {"iterations": 8},
 }
-#: Verifiers that take long for one image: they see every third network.
+#: Attacks and these, which take long for one image, see every box of each third network; these the close calls of all.
 COMPLETE = ("bab", "input-bab", "mip")
+#: Close calls are put to them without attacks, which would find the counterexample before anything can be wrong.
+WITHOUT_ATTACK = {"bab": {"attack_steps": 0, "node_attack_steps": 0, "max_nodes": 400}}
+#: Numbers of networks, modulo 5, with inputs of other kinds than images.
+KINDS = {4: "vectors", 2: "rows"}
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Campaign:
 
     Attributes:
         checks: (network, box, point) triples.
+        grid_checks: those of them on grids.
+        close_calls: boxes that only just hold a counterexample, see :func:`campaigns.questions.close_calls`.
         tallies: by method.
         features: in how many networks each occurred.
         examples: the first violations, in words.
@@ -70,6 +77,7 @@ class Campaign:
     seed: int = 0
     checks: int = 0
     grid_checks: int = 0
+    close_calls: int = 0
     networks: int = 0
     tallies: dict[str, Tally] = field(default_factory=dict)
     features: Counter = field(default_factory=Counter)
@@ -90,76 +98,96 @@ class Campaign:
         if len(self.examples) < 20:
             self.examples.append(f"{method}: {what}")
 
-    def run(self, checks: int, samples: int = 250, until_violation: bool = False) -> Campaign:
-        """Take one random network after the other until ``checks`` are done; every fifth has two inputs and a grid.
+    def run(
+        self, checks: float, networks: float = math.inf, samples: int = 250, until_violation: bool = False
+    ) -> Campaign:
+        """Take one random network after the other until ``checks`` are done, or so many networks.
 
         Args:
             samples: points of each box, besides corners, attacks and grids.
             until_violation: stop after the first network with one.
         """
-        while self.checks < checks and not (until_violation and self.violations):
+        while self.checks < checks and self.networks < networks and not (until_violation and self.violations):
             number = self.networks
-            self.examine(random_subject(self.seed + number, flat=number % 5 == 4), self.seed + number, samples)
+            subject = random_subject(self.seed + number, KINDS.get(number % 5, "images"))
+            self.examine(subject, self.seed + number, samples, thorough=number % 3 == 0)
             self.networks += 1
         return self
 
-    def examine(self, subject: Subject, seed: int, samples: int) -> None:
-        """Bound one network over some boxes by every method and look for points below the bounds."""
-        self.features.update(set(subject.features))
-        box, labels = random_boxes(subject, seed)
-        with computing_in(subject.dtype):
-            points = _points(subject, box, labels, seed, samples)
-            values = torch.stack([margins_of(subject.logits(x), labels) for x in points])  # (P, B, K-1)
-            lowest, scale = values.amin(0), _scale(subject, points)
-            if len(subject.network.shape) == 1:
-                lowest = torch.minimum(lowest, self._grid(subject, box, labels))
-            self.checks += len(points) * len(box)
-            for method in BOUND_METHODS:
-                self._bound(subject, method, box, labels, lowest, scale, len(points))
-            if subject.statistics is None:
-                self._verify(subject, box, labels, lowest, scale, len(points), seed)
+    def examine(self, subject: Subject, seed: int, samples: int, thorough: bool = False) -> None:
+        """Ask every method about one network over some boxes, and compare with points of them.
 
-    def _bound(self, subject, method, box, labels, lowest, scale, points) -> None:
-        tally = self.tally(method)
+        Args:
+            thorough: whether attacks and complete verifiers see all boxes.
+        """
+        self.features.update(set(subject.features))
+        with computing_in(subject.dtype):
+            question = random_question(subject, seed, samples)
+            self.checks += question.points * len(question) + question.grid
+            self.grid_checks += question.grid
+            for method in BOUND_METHODS:
+                self._bound(subject, method, question)
+            if subject.statistics is not None:
+                return  # verifiers are about running statistics
+            self._nodes(subject, question, seed)
+            names = VERIFIERS.names() if thorough else [n for n in VERIFIERS.names() if VERIFIERS[n].kind == "bound"]
+            self._verify(subject, question, [n for n in names if n not in ("clean", "attack")], FIELDS, seed)
+            if (close := close_calls(subject, seed)) is not None:
+                self.checks += close.points * len(close)
+                self.close_calls += len(close)
+                self._verify(subject, close, COMPLETE, {**FIELDS, **WITHOUT_ATTACK}, seed)
+
+    def _bound(self, subject: Subject, method: str, question: Question) -> None:
         try:
             with torch.no_grad():
-                bound = subject.network.margins(box, labels, method, statistics=subject.statistics)
-        except Exception as error:  # auto_LiRPA raises all kinds for what it cannot do; that is an answer too
-            tally.refused[f"{type(error).__name__}: {str(error)[:80]}"] += 1
+                bound = subject.network.margins(question.box, question.labels, method, statistics=subject.statistics)
+        except UserError as error:  # a refusal is an answer too
+            self.tally(method).refused[str(error)[:100]] += 1
             return
-        self._compare(subject, method, bound, lowest, scale, points)
+        self._compare(subject, method, bound, question)
 
-    def _compare(self, subject, method, bound, lowest, scale, points, allowed: float = 0.0) -> None:
+    def _nodes(self, subject: Subject, question: Question, seed: int) -> None:
+        """Bound random sub-problems of branch-and-bound, over the larger boxes."""
+        for row in range(2, len(question)):
+            one = slice(row, row + 1)
+            try:
+                found = node_bounds(subject, question.box[one], question.labels[one], seed)
+            except UserError as error:
+                self.tally("bab, nodes").refused[str(error)[:100]] += 1
+                return
+            if found is not None:
+                self._compare(subject, "bab, nodes", *found)
+
+    def _compare(self, subject: Subject, method: str, bound: Tensor, question: Question, allowed: float = 0.0) -> None:
         """Count bounds that are above a value that was found."""
         tally = self.tally(method)
         tally.networks, tally.boxes = tally.networks + 1, tally.boxes + len(bound)
-        tally.comparisons += points * bound.numel()
-        size = torch.maximum(scale, torch.where(torch.isfinite(bound), bound.abs(), 0.0))
-        excess = bound - lowest - (ROUNDING[subject.dtype] + allowed) * size
+        tally.comparisons += question.points * bound.numel()
+        size = torch.maximum(question.scale, torch.where(torch.isfinite(bound), bound.abs(), 0.0))
+        excess = bound - question.lowest - (ROUNDING[subject.dtype] + allowed) * size
         for row, column in (excess > 0).nonzero().tolist():
-            what = f"{float(bound[row, column]):.7g} over a box with a point of {float(lowest[row, column]):.7g}"
+            found = float(question.lowest[row, column])
+            what = f"{float(bound[row, column]):.7g} over a box with a point of {found:.7g}"
             self.complain(method, f"{what} ({', '.join(subject.features)})")
 
-    def _verify(self, subject, box, labels, lowest, scale, points, seed) -> None:
-        """Ask every verifier; what it proves must hold at the points, what it refutes must be refuted by its point."""
+    def _verify(self, subject: Subject, question: Question, names: Iterable[str], fields: dict, seed: int) -> None:
+        """Ask verifiers; what they prove must hold at the points, what they refute must be refuted by their point."""
         statuses: dict[str, tuple[Status, ...]] = {}
-        unknown, indices = torch.full_like(lowest, -torch.inf), tuple(range(len(box)))
+        box, labels = question.box, question.labels
+        unknown, indices = torch.full_like(question.lowest, -torch.inf), tuple(range(len(box)))
         problem = Problem(box.center, labels, box, subject.logits(box.center), unknown, indices, seed)
-        for name in VERIFIERS.names():
-            if name in ("clean", "attack") or (name in COMPLETE and self.networks % 3):
-                continue
-            tally = self.tally(name)
+        for name in names:
             try:
-                verdict = VERIFIERS[name](**FIELDS.get(name, {}))(subject.network, problem)
+                verdict = VERIFIERS[name](**fields.get(name, {}))(subject.network, problem)
             except UserError as error:
-                tally.refused[str(error)[:80]] += 1
+                self.tally(name).refused[str(error)[:100]] += 1
                 continue
             statuses[name] = verdict.status
             allowed = EXACTNESS if name == "mip" else 0.0
-            self._compare(subject, name, verdict.margins, lowest, scale, points, allowed)
-            self._look_at(subject, name, verdict, problem, lowest)
+            self._compare(subject, name, verdict.margins, question, allowed)
+            self._look_at(subject, name, verdict, problem, question.lowest)
             if name == "mip":
-                self._exact(subject, verdict, box, labels, scale)
+                self._exact(subject, verdict, question)
         self._contradictions(statuses)
 
     def _look_at(self, subject, name, verdict, problem, lowest) -> None:
@@ -172,19 +200,20 @@ class Campaign:
                 if not bool(held):
                     self.complain(name, "falsified by a point that is no counterexample")
 
-    def _exact(self, subject, verdict, box, labels, scale) -> None:
+    def _exact(self, subject: Subject, verdict: Verdict, question: Question) -> None:
         """Compare every bound with the exact minima of the images that MIP has solved for all classes."""
         solved = [row for row, status in enumerate(verdict.status) if status is Status.VERIFIED]
         if not solved:
             return
+        box, labels, scale = question.box[solved], question.labels[solved], question.scale[solved]
+        exact = Question(box, labels, verdict.margins[solved], scale, points=1)
         for method in BOUND_METHODS:
             try:
                 with torch.no_grad():
-                    bound = subject.network.margins(box[solved], labels[solved], method)
-            except Exception:  # counted by _bound
+                    bound = subject.network.margins(box, labels, method)
+            except UserError:  # counted by _bound
                 continue
-            exact = verdict.margins[solved]
-            self._compare(subject, f"{method} / exact", bound, exact, scale[solved], 1, EXACTNESS)
+            self._compare(subject, f"{method} / exact", bound, exact, EXACTNESS)
 
     def _contradictions(self, statuses: dict[str, tuple[Status, ...]]) -> None:
         for one, mine in statuses.items():
@@ -193,47 +222,6 @@ class Campaign:
                 if any(a is Status.VERIFIED and b is Status.FALSIFIED for a, b in pairs):
                     self.complain(one, f"verified what {other} falsified")
 
-    def _grid(self, subject: Subject, box: Box, labels: Tensor, ticks: int = 101) -> Tensor:
-        """Return the smallest margins over a grid of each box of two inputs."""
-        line = torch.linspace(0, 1, ticks, dtype=subject.dtype)
-        grid = torch.cartesian_prod(line, line)
-        lowest = []
-        for row in range(len(box)):
-            one = box[row : row + 1]
-            x = one.clamp(one.lower + grid * (one.upper - one.lower))
-            lowest.append(margins_of(subject.logits(x), labels[row].expand(len(x))).amin(0))
-        self.checks += len(grid) * len(box)
-        self.grid_checks += len(grid) * len(box)
-        return torch.stack(lowest)
-
-
-def _points(subject: Subject, box: Box, labels: Tensor, seed: int, samples: int) -> list[Tensor]:
-    """Return points of every box: uniform ones, corners, and what a gradient attack finds; each (B, *shape)."""
-    generator = torch.Generator().manual_seed(seed)
-    points = [box.lower, box.upper, box.center]
-    for index in range(samples):
-        x = box.sample(generator)
-        points.append(torch.where(x > box.center, box.upper, box.lower) if index % 2 else x)
-    for objective, step in (("margin", 0.1), ("margin", 0.5), ("ce", 0.25)):
-        attack = Pgd(steps=15, step_size=step, objective=objective)
-        points.append(attack(_differentiable(subject), box, labels, generator))
-    return points
-
-
-def _differentiable(subject: Subject):
-    """Return the logits with gradient, as the attack wants them."""
-
-    def logits(x: Tensor) -> Tensor:
-        with use_statistics(subject.network, subject.statistics):
-            return subject.network(x)
-
-    return logits
-
-
-def _scale(subject: Subject, points: list[Tensor]) -> Tensor:
-    """Return 1 + the largest logit of each box, (B, 1)."""
-    return 1 + torch.stack([subject.logits(x).abs().amax(1) for x in points[:20]]).amax(0).unsqueeze(1)
-
 
 def table(campaign: Campaign) -> str:
     """Return the campaign as a table, one line a method."""
@@ -241,10 +229,13 @@ def table(campaign: Campaign) -> str:
     for name, one in campaign.tallies.items():
         refused = sum(one.refused.values())
         lines.append(f"{name:<22}{one.networks:>9}{one.boxes:>8}{one.comparisons:>14,}{refused:>9}{one.violations:>12}")
+    for name, one in campaign.tallies.items():
+        lines += [f"    {name} refused {count} times: {reason}" for reason, count in one.refused.items()]
     lines.append("")
     lines.append("networks with: " + ", ".join(f"{name} {count}" for name, count in campaign.features.most_common()))
     lines.append(
         f"{campaign.checks:,} checks (network, box, point), {campaign.grid_checks:,} of them on grids; "
+        f"{campaign.close_calls} close calls; "
         f"{campaign.networks} networks; {campaign.violations} violations"
     )
     return "\n".join([*lines, *campaign.examples])
@@ -261,6 +252,7 @@ def row(campaign: Campaign, seconds: float) -> dict:
         "networks": campaign.networks,
         "checks": campaign.checks,
         "grid_checks": campaign.grid_checks,
+        "close_calls": campaign.close_calls,
         "comparisons": sum(tally.comparisons for tally in campaign.tallies.values()),
         "violations": campaign.violations,
         "methods": {

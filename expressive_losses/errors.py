@@ -1,4 +1,6 @@
-"""The exceptions that mean "the person at the keyboard can fix this"."""
+"""The exceptions that mean "the person at the keyboard can fix this", and one that a smaller batch may fix."""
+
+import torch
 
 
 class UserError(Exception):
@@ -10,3 +12,10 @@ class UserError(Exception):
 
 class UnsupportedNetwork(UserError):
     """A method cannot handle this network at all; the message names the layer. Another method may."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
+    text = str(error)
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Run the tests in an environment of its own for every combination of Python and auto_LiRPA that is at hand.
+# Run the tests in an environment of its own for every combination of Python, torch and auto_LiRPA that is at hand.
 #
 #   scripts/test_matrix.sh [pytest arguments]
-#   PYTHONS="python3.11 python3.12" LIRPAS="auto_LiRPA==0.3 /path/to/auto_LiRPA" TORCH=torch==2.4.1 scripts/test_matrix.sh
+#   PYTHONS="python3.11 python3.12" LIRPAS="auto_LiRPA==0.3 /path/to/auto_LiRPA" scripts/test_matrix.sh
+#   TORCH="torch==2.4.1 torchvision==0.19.1" PYTHONS=python3.10 scripts/test_matrix.sh tests/test_soundness.py
+#   ENVIRONMENTS=folder   where the environments are made and kept; without it they are removed again
+#   RESULTS=file          where one row a combination goes, failed ones too: results/test_matrix.jsonl
 #
 # Interpreters that are not there are named and left out. Prints one line a combination at the end, and fails if one did.
 set -uo pipefail
@@ -10,22 +13,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHONS="${PYTHONS:-python3.10 python3.11 python3.12 python3.13}"
 LIRPAS="${LIRPAS:-auto_LiRPA==0.3}"
-TORCH="${TORCH:-}"  # empty: as pinned in requirements/base.txt
+TORCH="${TORCH:-$(grep -hoE '^torch(vision)?==[^ ]+' requirements/base.txt | tr '\n' ' ')}"
+RESULTS="${RESULTS:-results/test_matrix.jsonl}"
+place="${ENVIRONMENTS:-$(mktemp -d)}"
+[ -n "${ENVIRONMENTS:-}" ] || trap 'rm -rf "$place"' EXIT
 lines=()
 failed=0
 
-one() {  # python, auto_LiRPA, pytest arguments: set up and test in a folder that is then removed
-    local python="$1" lirpa="$2" place
-    shift 2
-    place="$(mktemp -d)"
-    trap 'rm -rf "$place"' RETURN
-    "$python" -m venv "$place/venv" || return 1
-    local pip=("$place/venv/bin/python" -m pip --disable-pip-version-check install -q)
-    "${pip[@]}" -r requirements/base.txt -r requirements/test.txt || return 1
-    if [ -n "$TORCH" ]; then "${pip[@]}" "$TORCH" || return 1; fi
+environment() {  # python, auto_LiRPA, folder: install everything there, unless it was
+    local python="$1" lirpa="$2" folder="$3"
+    [ -e "$folder/installed" ] && return
+    "$python" -m venv "$folder" || return 1
+    local pip=("$folder/bin/python" -m pip --disable-pip-version-check install -q)
+    # Only torch is chosen; the rest is as pinned.
+    grep -hvE '^torch(vision)?==' requirements/base.txt requirements/test.txt > "$folder/requirements.txt"
+    "${pip[@]}" $TORCH -r "$folder/requirements.txt" || return 1
     "${pip[@]}" --no-deps "$lirpa" || return 1
-    "${pip[@]}" --no-deps --no-build-isolation -e . || return 1
-    OMP_NUM_THREADS=1 "$place/venv/bin/python" -m pytest -n 2 -q "$@"
+    touch "$folder/installed"
 }
 
 for python in $PYTHONS; do
@@ -34,12 +38,17 @@ for python in $PYTHONS; do
         continue
     fi
     for lirpa in $LIRPAS; do
-        if one "$python" "$lirpa" "$@"; then
-            lines+=("passed   $("$python" --version), $lirpa ${TORCH}")
-        else
-            lines+=("FAILED   $("$python" --version), $lirpa ${TORCH}")
+        combination="$("$python" --version) $(basename "$lirpa") $TORCH"
+        folder="$place/${combination//[^a-zA-Z0-9.]/_}"
+        if ! environment "$python" "$lirpa" "$folder"; then
+            lines+=("FAILED   $combination: cannot be installed")
             failed=1
+            continue
         fi
+        OMP_NUM_THREADS=1 PYTHONPATH="$PWD" "$folder/bin/python" -m pytest -n "${PROCESSES:-2}" -q \
+            --junitxml "$folder/tests.xml" "$@" && verdict="passed  " || { verdict="FAILED  "; failed=1; }
+        PYTHONPATH="$PWD" "$folder/bin/python" -m campaigns.matrix "$folder/tests.xml" --out "$RESULTS" -- "$@"
+        lines+=("$verdict $combination")
     done
 done
 printf '%s\n' "${lines[@]}"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.lirpa import Graph
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of
@@ -27,7 +28,7 @@ from expressive_losses.verify import (
     verify,
 )
 from expressive_losses.verify.base import is_counterexample, verdict_of_bounds
-from expressive_losses.verify.incomplete import Ibp
+from expressive_losses.verify.incomplete import Crown, Ibp
 
 BOUNDS = [name for name in VERIFIERS.names() if VERIFIERS[name].kind in ("bound", "complete")]
 CPU = torch.device("cpu")
@@ -344,9 +345,9 @@ def test_a_stage_that_auto_lirpa_fails_on_is_named(monkeypatch):
         raise AssertionError("MaxPool")
 
     network = mlp(0)
-    monkeypatch.setattr(BoundedNetwork, "margins", fail)
-    with pytest.raises(UserError, match="bound 'ibp': auto_LiRPA cannot .* .AssertionError: MaxPool"):
-        Ibp()(network, problem_for(network, 0.1))
+    monkeypatch.setattr(Graph, "_compute", fail)
+    with pytest.raises(UserError, match="bound 'crown': auto_LiRPA cannot .* .AssertionError: MaxPool"):
+        Crown()(network, problem_for(network, 0.1))
 
 
 def test_float64_networks_are_verified_in_float64():

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
-from expressive_losses.errors import UnsupportedNetwork
+from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
 from expressive_losses.types import Bounds, Box
 
 _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_crown": "CROWN-Optimized"}
@@ -82,16 +82,12 @@ class Graph:
             iterations, lr, decay: alpha-CROWN: steps of Adam on the slopes, their step size and its decay per step.
             fix_intermediate: alpha-CROWN: keep CROWN's bounds on the hidden layers (fast) or optimise those too (slow).
         """
-        self._set_statistics(statistics)
-        self._keep_requires_grad()
-        try:
+        with self._passing(method, statistics):
             if method == "alpha_crown":
                 return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
             if method == "ibp_logits":
                 return self._ibp_logits(box, matrices)
             return self._compute(box, matrices, method)
-        finally:
-            self._bounded._clear_and_set_new(None)  # nothing of this pass stays alive on the nodes
 
     def ibp_and_crown_ibp(
         self, box: Box, matrices: Tensor, statistics: BatchStatistics | None = None
@@ -101,11 +97,27 @@ class Graph:
         Args:
             box, matrices, statistics: see :meth:`bounds`.
         """
+        with self._passing("crown_ibp", statistics):
+            crown_ibp = self._compute(box, matrices, "crown_ibp")
+            return Bounds(self._bounded.ibp_lower, box, crown_ibp.relu_inputs), crown_ibp
+
+    @contextmanager
+    def _passing(self, method: str, statistics: BatchStatistics | None) -> Iterator[None]:
+        """Set the graph for a pass, and clear it afterwards: nothing of the pass stays alive on the nodes.
+
+        Raises:
+            UnsupportedNetwork: whatever auto_LiRPA raises, errors of all kinds, for a layer that the method cannot
+                handle.
+        """
         self._set_statistics(statistics)
         self._keep_requires_grad()
         try:
-            crown_ibp = self._compute(box, matrices, "crown_ibp")
-            return Bounds(self._bounded.ibp_lower, box, crown_ibp.relu_inputs), crown_ibp
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            reason = f"({type(error).__name__}: {error})"
+            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network by {method} {reason}") from error
         finally:
             self._bounded._clear_and_set_new(None)
 
@@ -218,7 +230,9 @@ class Graph:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always", torch.jit.TracerWarning)
                 bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
-        except (NotImplementedError, KeyError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # of all kinds: an IndexError for a convolution over one dimension
+            if is_out_of_memory(error):
+                raise
             raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {_reason(error, said)}") from error
         if any("Python boolean" in str(warning.message) for warning in warned):
             raise UnsupportedNetwork(
@@ -248,7 +262,7 @@ class Graph:
             try:
                 with torch.no_grad():
                     found = self.bounds(Box(x, x), matrices, method).margins
-            except Exception:  # auto_LiRPA raises all kinds where a method cannot handle a layer: so it will when used
+            except UnsupportedNetwork:  # so it will be when used
                 continue
             if not (found - expected).abs().max() <= allowed:
                 raise UnsupportedNetwork(
@@ -274,7 +288,7 @@ def _reason(error: Exception, said: io.StringIO) -> str:
     """Return what the error says, or the operations that auto_LiRPA logged before it."""
     printed = re.findall(r"^Name: (\S+?), Attr: (?:.*'operator': '(\w+)')?", said.getvalue(), re.MULTILINE)
     operations = [operator or name for name, operator in printed]
-    return f"unsupported operation {', '.join(operations)}" if operations else str(error)
+    return f"unsupported operation {', '.join(operations)}" if operations else f"{type(error).__name__}: {error}"
 
 
 def _convolution_mode(model: nn.Module, shape: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UserError, is_out_of_memory
 from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
@@ -219,10 +219,3 @@ def is_counterexample(network: BoundedNetwork, box: Box, labels: Tensor, x: Tens
     with torch.no_grad():
         margins = margins_of(network(x), labels)
     return box.contains(x) & (margins <= 0).any(1) & torch.isfinite(margins).all(1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
-    text = str(error)
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text

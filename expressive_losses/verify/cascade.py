@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.errors import UnsupportedNetwork, UserError
+from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
 from expressive_losses.registry import VERIFIERS, suggest
-from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is_counterexample, is_out_of_memory
+from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is_counterexample
 
 CASCADE = ("clean", "pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "bab")
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork, BoundMethod
-from expressive_losses.errors import UnsupportedNetwork, UserError
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box
 from expressive_losses.verify.base import (
@@ -17,7 +17,6 @@ from expressive_losses.verify.base import (
     Problem,
     Verdict,
     Verifier,
-    is_out_of_memory,
     verdict_of_bounds,
 )
 
@@ -29,15 +28,12 @@ def margins_by(
     """Return the margins' lower bounds, (B, K-1), for the verifier ``name``.
 
     Raises:
-        UnsupportedNetwork: whatever auto_LiRPA raises, all kinds of errors, for a layer that it cannot handle.
+        UnsupportedNetwork: naming the verifier, when auto_LiRPA cannot handle a layer.
     """
     try:
         return network.margins(box, labels, method, **options)
-    except Exception as error:
-        if isinstance(error, UserError) or is_out_of_memory(error):
-            raise
-        reason = f"auto_LiRPA cannot bound this network ({type(error).__name__}: {error})"
-        raise UnsupportedNetwork(f"bound '{name}': {reason}") from error
+    except UnsupportedNetwork as error:
+        raise UnsupportedNetwork(f"bound '{name}': {error}") from error
 
 
 class BoundVerifier(Verifier):
