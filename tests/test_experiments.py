@@ -251,8 +251,8 @@ def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
     assert (first.values["natural"].ours, first.values["natural"].difference) == (92.5, 2.5)
     assert second.values["natural"].ours is None and second.runs == 0
     text = render.markdown(experiment, "full", [first, second])
-    assert "| MTL | 0.1 | 92.50 ± 2.12 | 90.00 | **+2.50** | 2 | 8 |  |" in text
-    assert "| MTL | 0.5 | not run | 90.00 |  | 0 |  |  |" in text
+    assert "| MTL | 0.1 | 92.50 ± 2.12 | 90.00 | **+2.50** | 2 | 8 |\n" in text
+    assert "| MTL | 0.5 | not run | 90.00 |  | 0 |  |\n" in text
     assert "1 of 2 lines were run" in text
     assert "MTL,0.1,full,92.5,2.121" in render.comma_separated(experiment, "full", [first, second])
     assert r"\textbf{+2.50}" in render.latex(experiment, "full", [first, second])

@@ -46,9 +46,9 @@ def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
 
 
 def _table(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    header, compared = _header(experiment, lines), _with_published(experiment, lines)
+    header, body = _header(experiment, lines), _body(experiment, lines)
     rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return rows + ["| " + " | ".join(_cells(experiment, compared, line)) + " |" for line in lines]
+    return rows + ["| " + " | ".join(cells) + " |" for cells in body]
 
 
 def _with_published(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
@@ -56,11 +56,21 @@ def _with_published(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
     return [name for name in experiment.columns if any(line.values[name].published is not None for line in lines)]
 
 
+def _with_difference(lines: Sequence[Line]) -> bool:
+    return any(line.differs for line in lines)
+
+
 def _header(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
     compared, header = _with_published(experiment, lines), list(experiment.lines)
     for name in experiment.columns:
         header += [name, "published", "difference"] if name in compared else [name]
-    return [*header, "runs", "images", "in place of the paper's"]
+    header += ["runs", "images"]
+    return [*header, "in place of the paper's"] if _with_difference(lines) else header
+
+
+def _body(experiment: Experiment, lines: Sequence[Line]) -> list[list[str]]:
+    compared, width = _with_published(experiment, lines), len(_header(experiment, lines))
+    return [_cells(experiment, compared, line)[:width] for line in lines]
 
 
 def _cells(experiment: Experiment, compared: Sequence[str], line: Line) -> list[str]:
@@ -125,8 +135,8 @@ _LATEX = str.maketrans(
 
 def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
     """Return the table as LaTeX (booktabs), with its scale in the caption."""
-    header, compared = _header(experiment, lines), _with_published(experiment, lines)
-    body = [" & ".join(_latex(cell) for cell in _cells(experiment, compared, line)) + r" \\" for line in lines]
+    header = _header(experiment, lines)
+    body = [" & ".join(map(_latex, cells)) + r" \\" for cells in _body(experiment, lines)]
     caption = f"{experiment.title} ({scale} scale). {_WARNINGS[scale]}".strip()
     return "\n".join(
         [
