@@ -36,7 +36,7 @@ def fails(main, line, capsys) -> str:
 def test_train_then_verify_as_typed_in_the_readme(trained, capsys):
     assert verify_main(shlex.split(f"--model {trained} --bound crown --first 30 --device cpu")) == 0
     printed = capsys.readouterr().out
-    assert "eps 0.1 = 0.1" in printed
+    assert "eps 0.1, into" in printed
     for word in ("natural", "adversarial", "verified", "decided by", "crown", "unknown"):
         assert word in printed
     folder = trained / "verify-crown-eps0.1-test"

@@ -7,6 +7,7 @@ from test_soundness import CLASSES, data
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork, record_statistics
+from expressive_losses.bounds.crown_ibp import _lines as lines
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins
 from expressive_losses.bounds.interval import interval_bounds
 from expressive_losses.types import Box
@@ -101,3 +102,19 @@ def test_the_relaxation_of_one_relu_by_hand():
     margins = network.bounds(box, torch.tensor([0, 1]), "crown_ibp").margins
     # label 0: 2 z - 1 at z = -1; label 1: -2 (3/4) (z + 1) + 1 at z = 3
     torch.testing.assert_close(margins, torch.tensor([[-3.0], [-5.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lines_hold_on_the_tiniest_intervals(dtype):
+    """The upper line is above the ReLU at both ends and the lower one below, also where u - l < 1e-8."""
+    sizes = torch.tensor([0.0, 1e-30, 1e-12, 3e-9, 9e-9, 2e-8, 1e-3, 1.0], dtype=dtype)
+    lower, upper = torch.cartesian_prod(torch.cat([-sizes, sizes]), torch.cat([-sizes, sizes])).unbind(1)
+    lower, upper = lower[lower <= upper], upper[lower <= upper]
+    low, high, intercept = lines(Box(lower, upper))
+    for z in (lower, upper):
+        relu = z.clamp(min=0)
+        # the product and the sum here are rounded, by less than the third term
+        assert (high * z + intercept >= relu - 2 * torch.finfo(dtype).eps * (relu + intercept)).all()
+        assert (low * z <= relu).all()
+    ordinary = (upper - lower > 1e-7) & (lower < 0) & (upper > 0)
+    torch.testing.assert_close(intercept[ordinary], (-lower * upper / (upper - lower))[ordinary])

@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from test_tolerance import cancelling
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.errors import UserError
-from expressive_losses.verify import Settings, Status, build_stages, read_ledger, verify
+from expressive_losses.verify import Problem, Settings, Status, build_stages, read_ledger, verify
 from expressive_losses.verify.check import Contradiction, check, disjoint
 from expressive_losses.verify.merge import merge
 from expressive_losses.verify.shard import Shard, parse_shard, shard_of_rank
@@ -176,7 +178,11 @@ def test_an_honest_ledger_holds(tmp_path, dtype):
 @pytest.mark.parametrize(
     "status, fields, finding",
     [
-        (Status.UNKNOWN, {"status": "verified", "decided_by": "crown"}, "verified with margin -"),
+        (
+            Status.UNKNOWN,
+            {"status": "verified", "decided_by": "crown"},
+            "margin -.*not above its threshold",
+        ),
         (Status.FALSIFIED, {"status": "verified", "decided_by": "crown", "margin": 1.0}, "has a counterexample"),
         (Status.FALSIFIED, {"witness": None}, "names 'None'"),
         (Status.FALSIFIED, {"witness": "../../secret.npy"}, "not its own file"),
@@ -184,6 +190,8 @@ def test_an_honest_ledger_holds(tmp_path, dtype):
         (Status.MISCLASSIFIED, {"status": "verified", "margin": 1.0, "decided_by": "ibp"}, "clean margin is -"),
         (Status.VERIFIED, {"status": "misclassified"}, "is misclassified but its clean margin"),
         (Status.VERIFIED, {"decided_by": "pgd"}, "no bound of this run"),
+        (Status.VERIFIED, {"margin": 9e-5}, "margin 9e-05, not above its threshold of 0.0001"),
+        (Status.VERIFIED, {"margin": None}, "margin None, not above"),
         (Status.VERIFIED, {"label": 7}, "not 7"),
         (Status.VERIFIED, {"index": 99}, "image 99 was not asked for"),
     ],
@@ -205,6 +213,37 @@ def test_a_false_proof_is_found_by_bounds_and_by_attacks(tmp_path, folder):
         check(copy, network(), *data(), bounds=True)
     with pytest.raises(Contradiction, match=f"image {liar} is verified but pgd finds a counterexample"):
         check(copy, network(), *data(), attacks=build_stages("pgd")[1:])
+
+
+def test_a_margin_that_is_more_than_was_computed_is_found(tmp_path, folder):
+    """The image is robust, but not by as much as the row says."""
+    copy = copy_of(folder, tmp_path)
+    index = first(copy, Status.VERIFIED)
+    margin = read_ledger(copy)[1][index].margin
+    edit(copy, set_fields(index, margin=margin + 1e-3))
+    assert check(copy, network(), *data()).rows == 30
+    with pytest.raises(Contradiction, match=f"image {index} is verified with margin .* in float64 gives"):
+        check(copy, network(), *data(), bounds=True)
+    edit(copy, set_fields(index, margin=margin - 1e-5))
+    assert check(copy, network(), *data(), bounds=True).bounds > 0
+
+
+def test_a_bound_that_float64_cannot_tell_from_zero_is_no_proof(tmp_path):
+    """The network of test_tolerance.py with f_0 - f_1 < 0 everywhere, but proven by float32 and a tolerance of 0."""
+    for seed in range(12):
+        net, x = cancelling(seed, size=20.0)
+        label, out = torch.zeros(1, dtype=torch.long), tmp_path / str(seed)
+        stages = build_stages("clean,ibp", tolerance=0.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Rounding, "over", lambda self, box, dtype=None: torch.zeros(len(box)))
+            patch.setattr(Rounding, "everywhere", 0.0, raising=False)
+            patch.setattr(Problem, "proven", lambda self, margins, tolerance: margins.amin(1) > 0)
+            summary = verify(net, x, label, 0.0, stages, out, Settings(progress=False))
+        if summary["verified"]["count"]:
+            with pytest.raises(Contradiction, match="in float64 gives a margin of -"):
+                check(out, net, x, label, bounds=True)
+            return
+    pytest.fail("none was proven wrongly")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch import nn
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box, margins_of
-from expressive_losses.verify import Settings, build_stages
-from expressive_losses.verify.radius import certified_radii, radius_table, read_radii
+from expressive_losses.verify import Problem, Settings, Status, Verdict, Verifier, build_stages
+from expressive_losses.verify.check import Contradiction
+from expressive_losses.verify.check_radius import check_radii
+from expressive_losses.verify.radius import certified_radii, radius_table, read_radii, summarize_radii
 
 LARGEST = 0.25
 
@@ -118,3 +122,86 @@ def test_no_time_no_rows(tmp_path):
 def test_needs_a_bound(tmp_path):
     with pytest.raises(UserError, match="expected a bound"):
         run(mlp(), tmp_path, bound="clean,pgd")
+
+
+class Recording(Verifier):
+    """Verifies boxes narrower than 0.1 and notes what it was asked."""
+
+    name: ClassVar = "recording"
+    kind: ClassVar = "bound"
+    batch_sizes: ClassVar = (7, 7)
+    seen: ClassVar[dict[int, set[float]]] = {}
+
+    def __call__(self, network, problem):
+        for index, noise in zip(problem.indices, problem.generators("noise"), strict=True):
+            self.seen.setdefault(index, set()).add(torch.rand(1, generator=noise).item())
+        width = (problem.box.upper - problem.box.lower).flatten(1).amax(1)
+        status = tuple(Status.VERIFIED if one < 0.1 else Status.UNKNOWN for one in width.tolist())
+        return Verdict(status, torch.where(width < 0.1, 1.0, -1.0).unsqueeze(1).expand_as(problem.margins))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"shard": (1, 3)}])
+def test_an_image_has_its_own_noise_in_every_batch_and_shard(tmp_path, options):
+    network = mlp()
+    Recording.seen.clear()
+    images, labels = data(network)
+    settings = Settings(progress=False, **options)
+    certified_radii(network, images, labels, LARGEST, [Recording()], tmp_path, settings)
+    rows = read_radii(tmp_path)[1]
+    assert Recording.seen.keys() == {index for index, row in rows.items() if row.radius is not None}
+    empty = Problem.of(network, images, labels, 0.0)
+    for index, drawn in Recording.seen.items():
+        assert drawn == {torch.rand(1, generator=empty.generators("noise")[index]).item()}
+    assert {row.radius for row in rows.values() if row.radius is not None} == {LARGEST * 204 / 1024}  # 2 r < 0.1
+
+
+def test_radii_are_the_numbers_that_were_tried(tmp_path):
+    """0.1 is no float32: a radius stored in float32 would be 1.5e-9 larger than the largest that was asked for."""
+    network = mlp()
+    images, labels = data(network)
+    certified_radii(network, images, labels, 0.1, build_stages("ibp,crown"), tmp_path, Settings(progress=False))
+    rows = [row for row in read_radii(tmp_path)[1].values() if row.radius is not None]
+    assert {row.radius for row in rows if row.failed is None} == {0.1}
+    for row in rows:
+        for tried in (row.radius, *([] if row.failed is None else [row.failed])):
+            assert math.isclose(round(tried / 0.1 * 1024) * 0.1 / 1024, tried, rel_tol=1e-15)
+    assert summarize_radii(*read_head(tmp_path))["accuracy"][-1]["count"] == sum(row.failed is None for row in rows)
+
+
+def read_head(folder):
+    head, rows = read_radii(folder)
+    return head, rows.values()
+
+
+# ------------------------------------------------------------------------------------------------------- check
+
+
+def test_honest_radii_hold(tmp_path):
+    network = mlp()
+    run(network, tmp_path, "ibp,crown,bab", steps=4)
+    checked = check_radii(tmp_path, network, *data(network), bounds=True, attacks=build_stages("pgd")[1:])
+    reached = sum(bool(row.radius) for row in read_radii(tmp_path)[1].values())
+    assert checked.rows == 20 and checked.bounds + len(checked.unconfirmed) == reached == checked.attacked > 0
+    assert "radii hold in float64" in str(checked)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda row: {"radius": row.failed + 0.05, "failed": None}, "in float64 gives a margin of -|finds a counterex"),
+        (lambda row: {"radius": 0.3}, "has radius 0.3.*at most 0.25"),
+        (lambda row: {"radius": None}, "has radius None but its clean margin is"),
+        (lambda row: {"decided_by": "pgd"}, "no bound of this run"),
+        (lambda row: {"label": (row.label + 1) % 3}, "has label"),
+    ],
+)
+def test_tampered_radii_are_found(tmp_path, change, finding):
+    network = mlp()
+    run(network, tmp_path, steps=6)
+    row = next(row for row in read_radii(tmp_path)[1].values() if row.radius and row.failed and row.failed < 0.2)
+    path = tmp_path / "radius.jsonl"
+    head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in lines if line["index"] == row.index).update(change(row))
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
+    with pytest.raises(Contradiction, match=f"image {row.index} .*({finding})"):
+        check_radii(tmp_path, network, *data(network), bounds=True)

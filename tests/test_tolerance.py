@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -87,3 +89,95 @@ def test_every_verifier_has_the_same_rule(name, tolerance):
         limit = {"max_nodes": 64} if name == "input-bab" else {}
         found = VERIFIERS.build({"name": name, "tolerance": tolerance, **limit})(network, problem)
         assert found.status == (status,), (share, found.margins)
+
+
+def cancelling(seed: int, size: float, inputs: int = 16) -> tuple[BoundedNetwork, torch.Tensor]:
+    """f = (sum h - sum of the same h in another order - size / 1e6, 0), h >= 0 large: f_0 - f_1 < 0 everywhere.
+
+    In float32 the two sums differ, by more than the small constant for some networks.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    first, second, last = nn.Linear(inputs, inputs), nn.Linear(inputs, 2 * inputs), nn.Linear(2 * inputs, 2)
+    with torch.no_grad():
+        first.weight.copy_(size * torch.rand(inputs, inputs, generator=noise))
+        rows = torch.rand(inputs, inputs, generator=noise)
+        second.weight.copy_(torch.cat([rows, rows[torch.randperm(inputs, generator=noise)]]))
+        last.weight.zero_()
+        last.weight[0, :inputs], last.weight[0, inputs:] = 1, -1
+        for layer in (first, second):
+            layer.bias.zero_()
+        last.bias.copy_(torch.tensor([-1e-6 * size, 0.0]))
+    network = BoundedNetwork(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last), (inputs,), 2).eval()
+    return network, torch.rand(1, inputs, generator=noise)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("ibp", 0.0), ("crown-ibp", 0.01), ("crown", 0.01), ("bab", 0.01)])
+def test_large_activations_that_cancel_prove_nothing(name, eps):
+    """Every image is misclassified. Without :class:`Rounding` some are proven: the logits, near 0, do not show it."""
+    fooled, label = 0, torch.zeros(1, dtype=torch.long)
+    for seed in range(12):
+        network, x = cancelling(seed, size=20.0)
+        problem = Problem.of(network, x, label, eps)
+        assert VERIFIERS.build(name)(network, problem).status != (Status.VERIFIED,)
+        unguarded = VERIFIERS.build(name)(network, replace(problem, rounding=None))
+        fooled += unguarded.status == (Status.VERIFIED,)
+    assert fooled > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", ["chain", "residual", "pooled"])
+def test_rounding_errors_stay_within_what_is_allowed_for_them(make, dtype):
+    """Of bounds in float32, against float64."""
+    network = networks()[make].to(dtype)
+    x = torch.rand(20, *network.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    labels, box = torch.zeros(20, dtype=torch.long), Box.around(x, EPS)
+    allowed = network.rounding().over(box).double()
+    assert (allowed <= network.rounding().everywhere).all() and (allowed > 0).all()
+    if dtype is torch.float64:
+        assert allowed.max() < 1e-7  # the worst case of float64 is far below every tolerance
+        return
+    exact = evaluation_copy(network, "cpu", torch.float64)
+    for method in ("ibp", "crown_ibp", "crown"):
+        with torch.no_grad():
+            found = network.margins(box, labels, method).double()
+            with computing_in(torch.float64):
+                double = exact.margins(Box(box.lower.double(), box.upper.double()), labels, method)
+        assert ((found - double).abs().amax(1) < allowed).all(), method
+
+
+def networks() -> dict[str, BoundedNetwork]:
+    torch.manual_seed(0)
+    conv = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    chain = nn.Sequential(*conv, nn.Flatten(), nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 5))
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+    made = {"chain": chain, "residual": Residual(), "pooled": pooled}
+    return {name: BoundedNetwork(one, (1, 6, 6), 5, [0.3], [0.2]).eval() for name, one in made.items()}
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(x))), averaged, to five classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.pool, self.last = nn.AvgPool2d(2), nn.Linear(27, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        return self.last(self.pool(x + self.two(x.relu())).flatten(1))
+
+
+def test_rounding_is_computed_anew_when_the_weights_change():
+    network = networks()["chain"]
+    box = Box.around(torch.rand(2, 1, 6, 6), EPS)
+    before = network.rounding().over(box)
+    assert network.rounding() is network.rounding()
+    with torch.no_grad():
+        network.model[-1].weight.mul_(10.0)
+    assert (network.rounding().over(box) > 5 * before).all()
+
+
+def test_a_network_that_cannot_be_taken_apart_is_named():
+    network = BoundedNetwork(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2)), (4,), 2).eval()
+    assert "layer '1' (Sigmoid) is not supported" in network.rounding().unknown
+    assert network.rounding().over(Box.around(torch.rand(3, 4), EPS)).tolist() == [0.0] * 3

@@ -305,7 +305,7 @@ def test_margins_only_grow_along_the_cascade():
     "bound, names",
     [
         ("crown", ("clean", "pgd", "crown")),
-        ("ibp, crown_ibp", ("clean", "pgd", "ibp", "crown-ibp")),
+        ("ibp, crown_ibp", ("clean", "ibp", "pgd", "crown-ibp")),
         ("clean,ibp", ("clean", "ibp")),
         ("pgd,ibp", ("clean", "pgd", "ibp")),
         ("cascade", CASCADE),
@@ -313,6 +313,17 @@ def test_margins_only_grow_along_the_cascade():
 )
 def test_bound_names(bound, names):
     assert tuple(stage.name for stage in build_stages(bound)) == names
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.08])
+def test_interval_bounds_before_the_attack_change_no_row(eps):
+    """What IBP proves no attack can refute, and each image has its own noise: only the time differs."""
+    network = mlp(0)
+    problem = problem_for(network, eps, count=30)
+    attacked_first, bounded_first = (run(f"clean,{order},crown", network, problem) for order in ("pgd,ibp", "ibp,pgd"))
+    assert {one.decided_by for one in bounded_first.values()} >= {"ibp", "pgd", "crown"}
+    for row, one in attacked_first.items():
+        assert (one.status, one.decided_by) == (bounded_first[row].status, bounded_first[row].decided_by)
 
 
 def test_options_and_tolerance_reach_the_stages():
@@ -383,6 +394,7 @@ def test_a_stage_that_cannot_handle_the_network_is_skipped_and_named(tmp_path):
     assert "Sigmoid" in summary["skipped"]["bab"] or "sigmoid" in summary["skipped"]["bab"]
     assert summary["verified"]["count"] > 0
     assert "bab was skipped" in table_of(summary)
+    assert "rounding was skipped: the tolerance alone stands for it: layer" in table_of(summary)
 
 
 def test_a_network_that_nothing_can_bound_is_an_error(tmp_path):

@@ -127,11 +127,13 @@ def _layers(
 def _lines(bounds: Box) -> tuple[Tensor, Tensor, Tensor]:
     """Return slope of the lower line, slope and intercept of the upper line of ReLUs, each of the bounds' shape.
 
-    As in auto_LiRPA, whose adaptive slopes these are: u/(u-l) with l cut at 0 from above, u from below.
+    As in auto_LiRPA, whose adaptive slopes these are: u/(u-l) with l cut at 0 from above, u from below. Where u - l is
+    below 1e-8 the slope, and with it its gradient, is limited, and the line lifted until it is above the ReLU at u too
+    (auto_LiRPA's, without that, is up to 1e-8 below it); elsewhere -l slope = u (1 - slope).
     """
     lower, upper = bounds.lower.clamp(max=0), bounds.upper.clamp(min=0)
     slope = upper / (torch.maximum(upper, lower + 1e-8) - lower)
-    return (slope > 0.5).to(slope.dtype), slope, -lower * slope
+    return (slope > 0.5).to(slope.dtype), slope, torch.maximum(-lower * slope, upper - upper * slope)
 
 
 def _backward(layers: Sequence[_Layer], last: nn.Linear, box: Box, labels: Tensor, others: Tensor) -> Tensor:

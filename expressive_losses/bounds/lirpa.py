@@ -267,7 +267,8 @@ class Graph:
             if not (found - expected).abs().max() <= allowed:
                 raise UnsupportedNetwork(
                     f"auto_LiRPA's {method} bounds of this network are wrong at single points: it converts a layer "
-                    "wrongly (known: average pooling with padding, computed weights)"
+                    "wrongly (known: average pooling with padding, computed weights), or rounding errors reach a "
+                    "thousandth of the largest logit"
                 )
 
 

@@ -15,6 +15,7 @@ from expressive_losses.bounds import lirpa
 from expressive_losses.bounds.chain import Stage, can_train, chain_of, frozen_logits, train_logits
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
 from expressive_losses.bounds.interval import interval_bounds
+from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
 from expressive_losses.errors import UserError
 from expressive_losses.types import Bounds, Box, specification
@@ -71,6 +72,7 @@ class BoundedNetwork(nn.Module):
         self.fast_chain = fast_chain
         self._graphs: dict[bool, lirpa.Graph] = {}
         self._graphs_of: tuple[int, ...] = ()
+        self._rounding: tuple[tuple[int, ...], Rounding] | None = None
 
     @property
     def _chain(self) -> list[Stage] | None:
@@ -199,6 +201,14 @@ class BoundedNetwork(nn.Module):
         rest = [method for method in methods if method not in found]
         return found | {method: self.bounds(box, labels, method, statistics, hidden, **options) for method in rest}
 
+    def rounding(self) -> Rounding:
+        """Return how large the rounding errors of margins and their bounds can be, in eval mode; computed once."""
+        tensors = [*self.parameters(), *self.buffers()]
+        state = (*map(id, [*self.model.modules(), *tensors]), *(tensor._version for tensor in tensors))
+        if self._rounding is None or self._rounding[0] != state:
+            self._rounding = state, Rounding(self.model, self.shape, self.mean, self.std)
+        return self._rounding[1]
+
     def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
         """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""
         own = self._statistics(statistics)
@@ -224,4 +234,5 @@ class BoundedNetwork(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         self._graphs.clear()  # built for one device and dtype
+        self._rounding = None
         return super()._apply(fn, recurse)

@@ -70,7 +70,7 @@ def verify(arguments: Sequence[str]) -> None:
         progress=not options.quiet,
     )
     say = (lambda *_: None) if options.quiet else print
-    say(f"verifying {subject.path} on {data.name} ({options.split}), eps {eps.text} = {float(eps):.6g}, into {out}")
+    say(f"verifying {subject.path} on {data.name} ({options.split}), eps {in_words(eps)}, into {out}")
     question = (subject.network, data.images, data.labels, eps, stages, out, settings)
     if options.radius:
         summary = certified_radii(*question)
@@ -137,6 +137,11 @@ def stage_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
                 raise UserError(f"--set {text}: expected stage.key=value, for example pgd.restarts=10")
             options.setdefault(stage, {}).update(fields)
     return options
+
+
+def in_words(eps: Radius) -> str:
+    """Return "8/255 = 0.0314", or the text alone where it is a decimal number already."""
+    return f"{eps.text} = {float(eps):.3g}" if "/" in eps.text else eps.text
 
 
 def default_folder(model: Path, options: argparse.Namespace, eps: Radius) -> Path:

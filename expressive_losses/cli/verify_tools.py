@@ -9,6 +9,7 @@ from expressive_losses.cli.common import Parser, positive
 from expressive_losses.cli.subject import add_subject_arguments, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
+from expressive_losses.verify.check_radius import check_radii
 from expressive_losses.verify.export import export
 from expressive_losses.verify.ledger import Ledger
 from expressive_losses.verify.merge import merge, merge_radii
@@ -19,7 +20,8 @@ LEDGER, RADII = Ledger.file_name, RadiusLedger.file_name
 
 
 def check_tool(arguments: Sequence[str]) -> None:
-    """Evaluate every row of a ledger again, in float64, on the plain network; fail on a contradiction."""
+    """Evaluate every row of a ledger or of certified radii again, in float64, on the plain network; fail on a
+    contradiction."""
     parser = _parser("check", check_tool.__doc__)
     parser.add_argument("ledgers", nargs="+", type=Path, metavar="FOLDER", help="folders of ledgers")
     add_subject_arguments(parser)
@@ -28,11 +30,17 @@ def check_tool(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     subject, data = subject_of(options)
     attacks = [stage for stage in build_stages(options.attack) if stage.kind == "attack"] if options.attack else []
+    question, how = (subject.network, data.images, data.labels), {"bounds": options.bounds, "attacks": attacks}
+    ledgers = []
     for folder in options.ledgers:
-        done = check(folder, subject.network, data.images, data.labels, bounds=options.bounds, attacks=attacks)
-        print(f"{folder}: {done}")
-    if len(options.ledgers) > 1:
-        print(f"{disjoint(options.ledgers)} pairs of ledgers do not contradict one another")
+        radii = (folder / RADII).exists()
+        if radii:
+            print(f"{folder / RADII}: {check_radii(folder, *question, **how)}")
+        if not radii or (folder / LEDGER).exists():
+            print(f"{folder}: {check(folder, *question, **how)}")
+            ledgers.append(folder)
+    if len(ledgers) > 1:
+        print(f"{disjoint(ledgers)} pairs of ledgers do not contradict one another")
 
 
 def merge_tool(arguments: Sequence[str]) -> None:

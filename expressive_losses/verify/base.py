@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.errors import UserError, is_out_of_memory
 from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
 #: A margin counts as proven positive when its bound, computed in floating point, exceeds this times the largest
-#: abs(logit) of the clean image, or times 1 if that is smaller: see :meth:`Problem.threshold`. Rounding errors are
-#: relative. Measured on trained networks, whose logits are of the order of 10, float32 bounds err by up to 9.3e-6 of
-#: the largest logit (docs/verification.md): hence about ten times that.
+#: abs(logit) of the clean image, or times 1 if that is smaller, and what rounding can add up to on the way through the
+#: layers: see :meth:`Problem.threshold`. Measured on trained networks, whose logits are of the order of 10, float32
+#: bounds err by up to 9.3e-6 of the largest logit (docs/verification.md): hence about ten times that.
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -51,6 +52,7 @@ class Problem:
         indices: of the images in the data set; with ``seed`` they decide all randomness.
         seed: of the run.
         deadline: on the clock of :func:`time.monotonic`, or ``None``.
+        rounding: of the network's margins; ``None``: taken as 0.
     """
 
     images: Tensor
@@ -61,6 +63,7 @@ class Problem:
     indices: tuple[int, ...]
     seed: int = 0
     deadline: float | None = None
+    rounding: Rounding | None = None
 
     @classmethod
     def of(
@@ -68,16 +71,20 @@ class Problem:
         network: BoundedNetwork,
         images: Tensor,
         labels: Tensor,
-        eps: float,
+        eps: float | Tensor,
         indices: Sequence[int] | None = None,
         seed: int = 0,
         deadline: float | None = None,
     ) -> Problem:
-        """Return the problem for the l_inf balls of radius ``eps`` (pixel units), with nothing known yet."""
+        """Return the problem for the l_inf balls of radius ``eps``, with nothing known yet.
+
+        ``eps`` is in pixel units: a number, or one an image, (B, 1, ..., 1).
+        """
         margins = images.new_full((len(images), network.classes - 1), -torch.inf)
         indices = tuple(range(len(images)) if indices is None else indices)
         logits = logits_of(network, images)
-        return cls(images, labels, Box.around(images, eps), logits, margins, indices, seed, deadline)
+        box = Box.around(images, eps)
+        return cls(images, labels, box, logits, margins, indices, seed, deadline, network.rounding())
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,14 +95,29 @@ class Problem:
         margins = self.margins if margins is None else margins
         indices = tuple(self.indices[row] for row in rows)
         kept = (self.images[at], self.labels[at], self.box[at], self.logits[at], margins[at])
-        return Problem(*kept, indices, self.seed, self.deadline)
+        return Problem(*kept, indices, self.seed, self.deadline, self.rounding)
 
     def threshold(self, tolerance: float) -> Tensor:
-        """Return what a margin's lower bound must exceed to count as proven, (B,): ``tolerance * scale_of(logits)``.
+        """Return what a margin's lower bound must exceed to count as proven, (B,).
 
-        Every verifier must use this one rule.
+        ``tolerance * scale_of(logits)``, or what rounding errors can add up to over the box if that is more
+        (:class:`expressive_losses.bounds.rounding.Rounding`). Every verifier must use this one rule.
         """
-        return tolerance * scale_of(self.logits)
+        relative = tolerance * scale_of(self.logits)
+        return relative if self.rounding is None else torch.maximum(relative, self.rounding.over(self.box))
+
+    def proven(self, margins: Tensor, tolerance: float) -> Tensor:
+        """Return where every margin (B, K-1) exceeds :meth:`threshold`, (B,) bool.
+
+        The rounding over a box is only computed where a margin is not above that over all boxes: seldom.
+        """
+        worst = margins.amin(1)
+        found = worst > tolerance * scale_of(self.logits)
+        if self.rounding is not None:
+            close = (found & ~(worst > self.rounding.everywhere)).nonzero().squeeze(1)
+            if len(close):
+                found[close] = worst[close] > self.rounding.over(self.box[close])
+        return found
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """Return one CPU generator for each image, seeded by (seed, index, purpose) alone.
@@ -170,12 +192,15 @@ class Verifier(Plugin, ABC):
         kind: "clean" looks at the images, "attack" for counterexamples only, "bound" for proofs only,
             "complete" for both.
         batch_sizes: images at once on a CPU and on an accelerator, if the user names no size.
+        reproducible: whether its bounds are mere arithmetic, the same in any precision up to rounding: no search, no
+            optimiser, no clock.
         least_tolerance: a smaller ``tolerance`` could take the method's own errors for proofs;
             :func:`expressive_losses.verify.cascade.build_stages` refuses it.
     """
 
     kind: ClassVar[Literal["clean", "attack", "bound", "complete"]]
     batch_sizes: ClassVar[tuple[int, int]] = (256, 2048)
+    reproducible: ClassVar[bool] = False
     least_tolerance: ClassVar[float] = 0.0
 
     @abstractmethod
@@ -186,6 +211,14 @@ class Verifier(Plugin, ABC):
             network: in eval mode, of the device and dtype of ``problem``.
             problem: what to decide; every image of it is still undecided.
         """
+
+    def least_margin(self, scale: float) -> float:
+        """Return what the recorded margin of an image that this stage verified exceeds.
+
+        Args:
+            scale: :func:`scale_of` the logits.
+        """
+        return getattr(self, "tolerance", 0.0) * scale
 
     def batch_size(self, device: torch.device) -> int:
         """Return how many images to take at once on ``device``."""
@@ -205,7 +238,7 @@ def combined(problem: Problem, margins: Tensor) -> Tensor:
 def verdict_of_bounds(problem: Problem, margins: Tensor, tolerance: float) -> Verdict:
     """Return VERIFIED where every margin, the best of old and new, exceeds the threshold, else UNKNOWN."""
     best = combined(problem, margins)
-    proven = (best > problem.threshold(tolerance).unsqueeze(1)).all(1).tolist()
+    proven = problem.proven(best, tolerance).tolist()
     return Verdict(tuple(Status.VERIFIED if one else Status.UNKNOWN for one in proven), best)
 
 

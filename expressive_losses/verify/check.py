@@ -12,18 +12,20 @@ from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
-from expressive_losses.registry import VERIFIERS
-from expressive_losses.types import margins_of
-from expressive_losses.verify.base import Problem, Status, Verifier, scale_of
-from expressive_losses.verify.cascade import Cascade, Outcome
-from expressive_losses.verify.evaluation import computing_in, evaluation_copy, pixels
+from expressive_losses.verify.again import Again
+from expressive_losses.verify.base import Status, Verifier
+from expressive_losses.verify.cascade import Outcome
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 from expressive_losses.verify.head import hash_of_tensors, hash_of_weights
 from expressive_losses.verify.ledger import FILE_NAME, Row, load_witness, read_ledger, refuse_other, witness_name
+from expressive_losses.verify.radius import RadiusRow
 from expressive_losses.verify.shard import asked_indices
 
 SHOWN = 5  # contradictions named in the message
 #: Of the largest logit: by how much the logits of one forward pass in float32 may differ from those in float64.
 LOGITS_TOLERANCE = 1e-5
+#: The run took the threshold from the logits of its own precision.
+SCALE_TOLERANCE = 1 - 1e-3
 
 
 class Contradiction(UserError):
@@ -72,7 +74,7 @@ class Checked:
         if self.attacked:
             parts.append(f"{self.attacked} verified images were attacked again, in vain")
         if self.unconfirmed:
-            parts.append(f"{len(self.unconfirmed)} could not be decided again: {_some(self.unconfirmed)}")
+            parts.append(f"{len(self.unconfirmed)} could not be decided again: {some(self.unconfirmed)}")
         if self.missing:
             parts.append(f"{self.missing} images have no row yet")
         return ", ".join(parts)
@@ -94,12 +96,16 @@ def check(
     """Evaluate every row of a ledger again, on a float64 copy of the plain network.
 
     Always: labels; clean predictions; that each counterexample lies in the box and is not classified as the label; that
-    verified rows have a positive margin, a stage that can prove, and no counterexample.
+    verified rows have a margin above their stage's tolerance, a stage that can prove, and no counterexample.
 
     A float32 run is met with two tolerances. The box: |x' - x| <= eps is evaluated in float64, with x = k/255
     and eps as they are meant, and may fail by the machine epsilon of the run's dtype (2^-23 for float32), because the
     run's box is rounded in its corners; 0 <= x' <= 1 must hold exactly. The logits: a margin counts as not positive up
-    to ``tolerance`` times the largest logit (or 1).
+    to ``tolerance`` times the largest logit (or 1), or what rounding may add up to in the layers if that is more.
+
+    With ``bounds``, a derived bound must exceed the worst case of float64's rounding errors, which makes it a proof;
+    and of stages that are mere arithmetic (IBP, CROWN-IBP, CROWN) the recorded margin must not exceed the derived one
+    by more than rounding explains, so that also a margin in the ledger is what it says.
 
     Args:
         folder: of the ledger.
@@ -121,14 +127,15 @@ def check(
     images, labels = images[: head["first"]], labels[: head["first"]].long()
     refuse_other_question(folder / FILE_NAME, head, network, images, labels)
     evaluated = evaluation_copy(network, torch.device(device), torch.float64, fast_chain=False)
-    again = _Again(folder, head, rows, evaluated, images, labels, tolerance, batch_size)
+    again = Again(head, evaluated, images, labels, lambda row: head["eps_value"], tolerance, batch_size)
+    looked = _Check(folder, rows, again)
     with computing_in(torch.float64):
-        findings = again.plain_rows()
-        counterexamples, borderline = again.counterexamples(findings)
-        attacked = again.attack(attacks, seed, findings)
-        derived = again.bounds(findings) if bounds else _Derived()
-    if findings:
-        raise Contradiction(folder / FILE_NAME, findings)
+        looked.plain_rows()
+        counterexamples, borderline = looked.counterexamples()
+        attacked = looked.attack(attacks, seed)
+        derived = looked.bounds() if bounds else _Derived()
+    if looked.findings:
+        raise Contradiction(folder / FILE_NAME, looked.findings)
     missing = len(set(asked_indices(head)) - set(rows))
     return Checked(
         len(rows), missing, counterexamples, borderline, derived.count, derived.unconfirmed, derived.rounding, attacked
@@ -165,152 +172,139 @@ class _Derived:
     rounding: float | None = None
 
 
-class _Again:
-    """A ledger and what is needed to compute its rows again."""
+class _Check:
+    """A ledger, with what is found wrong with it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        head: Mapping[str, Any],
-        rows: Mapping[int, Row],
-        network: BoundedNetwork,
-        images: Tensor,
-        labels: Tensor,
-        tolerance: float,
-        batch_size: int | None,
-    ) -> None:
-        self._folder, self._head, self._rows = folder, head, rows
-        self._network, self._images, self._labels = network, images, labels
-        self._tolerance, self._batch_size = tolerance, batch_size
-        self._kinds = {stage["name"]: VERIFIERS[stage["name"]].kind for stage in head["stages"]}
+    def __init__(self, folder: Path, rows: Mapping[int, Row], again: Again[Row]) -> None:
+        self._folder, self._rows, self._again = folder, rows, again
+        self.findings: list[str] = []
 
-    def plain_rows(self) -> list[str]:
-        """Return what is wrong with labels, clean predictions, and the form of the rows."""
-        asked = asked_indices(self._head)
-        findings = [f"image {index} was not asked for" for index in self._rows if index not in asked]
-        known = [row for index, row in self._rows.items() if index in asked]
-        for batch in _batches(known, self._batch_size):
-            margins, slack = self._margins(self._pixels(batch), batch)
-            for row, worst, allowed in zip(batch, margins.tolist(), slack.tolist(), strict=True):
-                findings += [f"image {row.index} {text}" for text in self._wrong(row, worst, allowed)]
-        return findings
+    def plain_rows(self) -> None:
+        """Look at labels, clean predictions, and the form of the rows."""
+        asked = asked_indices(self._again.head)
+        self.findings += [f"image {index} was not asked for" for index in self._rows if index not in asked]
+        for batch in self._again.batches(row for index, row in self._rows.items() if index in asked):
+            margins, slack = self._again.margins(self._again.pixels(batch), batch)
+            thresholds = self._again.thresholds(batch)
+            for row, *numbers in zip(batch, margins, slack, thresholds, strict=True):
+                self.findings += [f"image {row.index} {text}" for text in self._wrong(row, *numbers)]
 
-    def _wrong(self, row: Row, worst: float, allowed: float) -> Iterable[str]:
-        label = int(self._labels[row.index])
-        if row.label != label:
-            yield f"has label {label}, not {row.label}"
+    def _wrong(self, row: Row, worst: float, allowed: float, threshold: float) -> Iterable[str]:
+        yield from wrong_label(row, int(self._again.labels[row.index]))
         if (row.status is Status.MISCLASSIFIED and worst > allowed) or (
             row.status is not Status.MISCLASSIFIED and worst <= -allowed
         ):
             yield f"is {row.status} but its clean margin is {worst:.3g}"
         if row.status is Status.VERIFIED:
-            yield from self._wrong_proof(row)
-        if row.status is Status.FALSIFIED and self._kinds.get(row.decided_by) not in ("attack", "complete"):
+            yield from self._wrong_proof(row, threshold)
+        if row.status is Status.FALSIFIED and self._again.kinds.get(row.decided_by) not in ("attack", "complete"):
             yield f"is falsified by '{row.decided_by}', which is no attack of this run"
 
-    def _wrong_proof(self, row: Row) -> Iterable[str]:
-        if self._kinds.get(row.decided_by) not in ("bound", "complete"):
+    def _wrong_proof(self, row: Row, threshold: float) -> Iterable[str]:
+        if self._again.kinds.get(row.decided_by) not in ("bound", "complete"):
             yield f"is verified by '{row.decided_by}', which is no bound of this run"
-        if row.margin is None or not row.margin > 0:
-            yield f"is verified with margin {row.margin}"
+        elif row.margin is None or not row.margin > SCALE_TOLERANCE * threshold:
+            yield f"is verified with margin {row.margin}, not above its threshold of {threshold:.3g}"
         if row.witness is not None or (self._folder / witness_name(row.index)).exists():
             yield "is verified but has a counterexample"
 
-    def counterexamples(self, findings: list[str]) -> tuple[int, tuple[int, ...]]:
+    def counterexamples(self) -> tuple[int, tuple[int, ...]]:
         """Evaluate the counterexamples; return how many hold, and which of those only up to rounding."""
         held, borderline = 0, []
-        falsified = [row for row in _of(self._rows, Status.FALSIFIED).values() if row.index < len(self._images)]
-        for batch in _batches(falsified, self._batch_size):
-            points = self._points(batch, findings)
+        for batch in self._again.batches(_of(self._rows, Status.FALSIFIED).values()):
+            points = self._points(batch)
             batch = [row for row in batch if row.index in points]
             if not batch:
                 continue
             x = torch.stack([points[row.index] for row in batch])
             outside = self._distance_outside(x, batch)
-            margins, slack = self._margins(x, batch)
-            for row, away, worst, allowed in zip(batch, outside, margins.tolist(), slack.tolist(), strict=True):
-                if away > torch.finfo(getattr(torch, self._head["dtype"])).eps:
-                    findings.append(f"the counterexample of image {row.index} is {away:.3g} outside its box")
+            margins, slack = self._again.margins(x, batch)
+            for row, away, worst, allowed in zip(batch, outside, margins, slack, strict=True):
+                if away > torch.finfo(getattr(torch, self._again.head["dtype"])).eps:
+                    self.findings.append(f"the counterexample of image {row.index} is {away:.3g} outside its box")
                 elif not worst <= allowed:  # a NaN refutes nothing
-                    findings.append(f"the counterexample of image {row.index} has margin {worst:.3g} > 0")
+                    self.findings.append(f"the counterexample of image {row.index} has margin {worst:.3g} > 0")
                 else:
                     held += 1
                     borderline += [row.index] if worst > 0 else []
         return held, tuple(borderline)
 
-    def _points(self, batch: Sequence[Row], findings: list[str]) -> dict[int, Tensor]:
-        points = {}
+    def _points(self, batch: Sequence[Row]) -> dict[int, Tensor]:
+        points, network = {}, self._again.network
         for row in batch:
             try:
-                point = torch.from_numpy(load_witness(self._folder, row)).to(self._network.mean)
+                point = torch.from_numpy(load_witness(self._folder, row)).to(network.mean)
             except UserError as error:
-                findings.append(str(error))
+                self.findings.append(str(error))
                 continue
-            if tuple(point.shape) == self._network.shape:
+            if tuple(point.shape) == network.shape:
                 points[row.index] = point
             else:
-                findings.append(f"the counterexample of image {row.index} has shape {tuple(point.shape)}")
+                self.findings.append(f"the counterexample of image {row.index} has shape {tuple(point.shape)}")
         return points
 
     def _distance_outside(self, x: Tensor, batch: Sequence[Row]) -> list[float]:
         """Return how far each point is out of its ball; infinite where it is out of [0, 1] or not a number."""
-        away = ((x - self._pixels(batch)).abs() - self._head["eps_value"]).flatten(1).amax(1)
+        away = ((x - self._again.pixels(batch)).abs() - self._again.head["eps_value"]).flatten(1).amax(1)
         inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
         return torch.where(inside, away, torch.inf).tolist()
 
-    def attack(self, stages: Sequence[Verifier], seed: int, findings: list[str]) -> int:
+    def attack(self, stages: Sequence[Verifier], seed: int) -> int:
         """Attack the verified rows; return how many there are."""
-        if not stages:
-            return 0
-        verified = list(_of(self._rows, Status.VERIFIED).values())
-        for outcome in self._run(stages, verified, seed):
-            if outcome.status is Status.FALSIFIED:
-                findings.append(f"image {outcome.index} is verified but {outcome.decided_by} finds a counterexample")
-        return len(verified)
+        return attack(self._again, _of(self._rows, Status.VERIFIED).values(), stages, seed, self.findings)
 
-    def bounds(self, findings: list[str]) -> _Derived:
-        """Derive the bounds of the verified rows again, with the stages of the ledger up to the one that decided."""
-        verified = _of(self._rows, Status.VERIFIED).values()
-        specs = [spec for spec in self._head["stages"] if self._kinds[spec["name"]] in ("bound", "complete")]
-        count, unconfirmed, rounding = 0, [], 0.0
-        for number, spec in enumerate(specs, start=1):
-            mine = [row for row in verified if row.decided_by == spec["name"]]
-            stages = [VERIFIERS.build(one) for one in specs[:number]]
-            for outcome in self._run(stages, mine, self._head["seed"]):
-                if outcome.status is Status.VERIFIED or (outcome.status is Status.UNKNOWN and outcome.margin > 0):
+    def bounds(self) -> _Derived:
+        """Derive the bounds of the verified rows again, with the stages of the ledger up to the one that decided.
+
+        In float64 a bound above the worst case of its rounding errors is a proof. Stages that do no more than
+        arithmetic must also give the recorded margin, up to what rounding may have added to it in the run.
+        """
+        verified = _of(self._rows, Status.VERIFIED)
+        allowed = self._again.rounding(verified.values())
+        count, unconfirmed, difference = 0, [], 0.0
+        for name in self._again.kinds:
+            mine = [row for row in verified.values() if row.decided_by == name and row.margin is not None]
+            if not mine or self._again.kinds[name] not in ("bound", "complete"):
+                continue
+            stages = self._again.stages_up_to(name)
+            exact = all(stage.reproducible for stage in stages)
+            for outcome in self._again.run(stages, mine, self._again.head["seed"]):
+                recorded, (there, here) = verified[outcome.index].margin, allowed[outcome.index]
+                if outcome.status is not Status.FALSIFIED and outcome.margin > here:
                     count += 1
-                    if self._kinds[outcome.decided_by or spec["name"]] == "bound":
-                        rounding = max(rounding, abs(outcome.margin - self._rows[outcome.index].margin))
-                elif outcome.status is Status.UNKNOWN and self._kinds[spec["name"]] == "complete":
+                    if self._again.kinds[outcome.decided_by or name] == "bound":
+                        difference = max(difference, abs(outcome.margin - recorded))
+                    if exact and recorded > outcome.margin + there + here:
+                        self.findings.append(
+                            f"image {outcome.index} is verified with margin {recorded:.6g}, for which {name} in "
+                            f"float64 gives {outcome.margin:.6g}: more than rounding explains ({there:.1g})"
+                        )
+                elif outcome.status is Status.UNKNOWN and self._again.kinds[name] == "complete":
                     unconfirmed.append(outcome.index)
                 else:
-                    findings.append(_not_derived(outcome, spec["name"]))
-        return _Derived(count, tuple(unconfirmed), rounding)
-
-    def _run(self, stages: Sequence[Verifier], rows: Sequence[Row], seed: int) -> Iterable[Outcome]:
-        cascade = Cascade(stages, self._batch_size)
-        known = [row for row in rows if row.index < len(self._images)]
-        for batch in _batches(known, cascade.chunk_size(self._network.mean.device)):
-            indices = [row.index for row in batch]
-            labels = self._labels[indices].to(self._network.mean.device)
-            eps = self._head["eps_value"]
-            problem = Problem.of(self._network, self._pixels(batch), labels, eps, indices, seed)
-            for outcomes in cascade(self._network, problem):
-                yield from outcomes
-
-    def _pixels(self, batch: Sequence[Row]) -> Tensor:
-        device = self._network.mean.device
-        return pixels(self._images[[row.index for row in batch]].to(device), torch.float64)
-
-    def _margins(self, x: Tensor, batch: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Return the worst margins and what they may differ by, both (B,)."""
-        labels = self._labels[[row.index for row in batch]].to(x.device)
-        with torch.no_grad():
-            logits = self._network(x)
-        return margins_of(logits, labels).min(1).values, self._tolerance * scale_of(logits)
+                    self.findings.append(not_derived(outcome, name))
+        return _Derived(count, tuple(unconfirmed), difference)
 
 
-def _not_derived(outcome: Outcome, stage: str) -> str:
+def wrong_label(row: Row | RadiusRow, label: int) -> Iterable[str]:
+    """Yield what is wrong with the label of a row."""
+    if row.label != label:
+        yield f"has label {label}, not {row.label}"
+
+
+def attack(again: Again, rows: Iterable[Any], stages: Sequence[Verifier], seed: int, findings: list[str]) -> int:
+    """Attack images that are said to be robust; return how many there are."""
+    rows = list(rows)
+    if not stages:
+        return 0
+    for outcome in again.run(stages, rows, seed):
+        if outcome.status is Status.FALSIFIED:
+            findings.append(f"image {outcome.index} is verified but {outcome.decided_by} finds a counterexample")
+    return len(rows)
+
+
+def not_derived(outcome: Outcome, stage: str) -> str:
+    """Return the finding about a proof that does not hold in float64."""
     if outcome.status is Status.FALSIFIED:
         return f"image {outcome.index} is verified but {outcome.decided_by} finds a counterexample"
     return f"image {outcome.index} is verified by {stage}, which in float64 gives a margin of {outcome.margin:.3g}"
@@ -337,11 +331,5 @@ def _of(rows: Mapping[int, Row], status: Status) -> dict[int, Row]:
     return {index: row for index, row in rows.items() if row.status is status}
 
 
-def _batches(rows: Sequence[Row], size: int | None) -> Iterable[Sequence[Row]]:
-    size = size or 256
-    for begin in range(0, len(rows), size):
-        yield rows[begin : begin + size]
-
-
-def _some(indices: Sequence[int]) -> str:
+def some(indices: Sequence[int]) -> str:
     return ", ".join(map(str, indices[:SHOWN])) + (", ..." if len(indices) > SHOWN else "")

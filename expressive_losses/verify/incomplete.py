@@ -61,6 +61,7 @@ class Ibp(BoundVerifier):
     """Interval bound propagation: the cheapest, and enough for networks trained for it."""
 
     method: ClassVar = "ibp"
+    reproducible: ClassVar = True
 
 
 @VERIFIERS.register("crown-ibp")
@@ -68,6 +69,7 @@ class CrownIbp(BoundVerifier):
     """CROWN for the margins, with IBP bounds on the hidden layers."""
 
     method: ClassVar = "crown_ibp"
+    reproducible: ClassVar = True
     batch_sizes: ClassVar = (64, 512)
 
 
@@ -79,6 +81,7 @@ class Crown(BoundVerifier):
     """
 
     method: ClassVar = "crown"
+    reproducible: ClassVar = True
     batch_sizes: ClassVar = (1, 64)
 
 

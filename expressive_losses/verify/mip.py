@@ -67,6 +67,9 @@ class Mip(Verifier):
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
     least_tolerance: ClassVar = 1e-4
 
+    def least_margin(self, scale: float) -> float:
+        return 0.0  # the threshold is taken off
+
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         exact = _Exact.of(network)
         status, margins, witness = [], combined(problem, problem.margins), problem.images.clone()

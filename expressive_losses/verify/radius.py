@@ -20,12 +20,12 @@ from expressive_losses.environment import software_and_device
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify.base import Problem, Status, Verifier
-from expressive_losses.verify.cascade import Cascade
+from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.clean import Clean
 from expressive_losses.verify.evaluation import chunks, computing_in, evaluation_copy, problems
 from expressive_losses.verify.head import head_of
 from expressive_losses.verify.ledger import Ledger, read_ledger
-from expressive_losses.verify.run import DEFAULTS, check_data
+from expressive_losses.verify.run import DEFAULTS, check_data, what_was_skipped
 from expressive_losses.verify.settings import Settings
 from expressive_losses.verify.shard import asked_indices
 from expressive_losses.verify.summary import wilson, write_summary
@@ -40,8 +40,8 @@ class RadiusRow:
     Attributes:
         index: in the data set.
         label, prediction: classes; the prediction is of the clean image.
-        radius: the largest one tried at which a bound held, pixel units; 0 where only the clean image is known to be
-            classified as its label; ``None`` where it is not.
+        radius: the largest one tried at which a bound held, pixel units, float64 exactly as tried; 0 where only the
+            clean image is known to be classified as its label; ``None`` where it is not.
         failed: the smallest one tried above ``radius``, where no bound held; ``None`` where the largest radius held.
         decided_by: the stage whose bound held at ``radius``, or ``None``.
         seconds: the image's share of the time of its batches.
@@ -126,7 +126,7 @@ def certified_radii(
                 rows = [row for row in _bisect(evaluated, problem, cascade, largest, steps) if row.index not in done]
                 for row in rows:
                     ledger.append_row(row)
-                ledger.note_skipped(cascade.skipped)
+                ledger.note_skipped(what_was_skipped(cascade, evaluated))
                 ledger.sync()
                 bar.update(len(rows))
     summary = summarize_radii(ledger.head, ledger.rows.values())
@@ -156,7 +156,7 @@ def summarize_radii(head: Mapping[str, Any], rows: Iterable[RadiusRow], points: 
         "not_reached": total - len(rows),
         "mean_radius": mean(radii) if radii else 0.0,
         "median_radius": median(radii) if radii else 0.0,
-        "accuracy": [accuracy_at(rows, largest * at / points, total) for at in range(points + 1)],
+        "accuracy": [accuracy_at(rows, largest * (at / points), total) for at in range(points + 1)],
         "seconds": round(sum(row.seconds for row in rows), 3),
         "skipped": head.get("skipped", {}),
         "settings": {key: value for key, value in head.items() if key not in ("format", "skipped")},
@@ -164,11 +164,8 @@ def summarize_radii(head: Mapping[str, Any], rows: Iterable[RadiusRow], points: 
 
 
 def accuracy_at(rows: Iterable[RadiusRow], eps: float, total: int) -> dict[str, float | int]:
-    """Return which share of ``total`` images is certified at ``eps``, in percent, with its Wilson interval.
-
-    A radius may have been rounded to float32 when it was tried: 1e-6 of ``eps`` may be missing.
-    """
-    count = sum(row.radius is not None and row.radius >= eps * (1 - 1e-6) for row in rows)
+    """Return which share of ``total`` images is certified at ``eps``, in percent, with its Wilson interval."""
+    count = sum(row.radius is not None and row.radius >= eps for row in rows)
     low, high = wilson(count, total)
     return {"eps": eps, "percent": 100 * count / max(total, 1), "low": low, "high": high, "count": count}
 
@@ -185,17 +182,17 @@ def radius_table(summary: Mapping[str, Any]) -> str:
 
 
 class _Interval:
-    """For each image of a problem, a radius that held and one that did not."""
+    """For each image of a problem, a radius that held and one that did not, in float64 whatever the images are."""
 
-    def __init__(self, count: int, largest: float, like: Tensor) -> None:
-        self.held = like.new_zeros(count)
-        self.failed = like.new_full((count,), largest)
+    def __init__(self, count: int, largest: float) -> None:
+        self.held = [0.0] * count
+        self.failed = [float(largest)] * count
         self.by: list[str | None] = [None] * count
         self.open = list(range(count))
 
-    def record(self, tried: Tensor, proofs: Mapping[int, str | None]) -> None:
-        """Move one end to ``tried`` (of the open images): the lower where a stage has proven it, else the upper."""
-        for at, eps in zip(list(self.open), tried, strict=True):
+    def record(self, tried: Mapping[int, float], proofs: Mapping[int, str | None]) -> None:
+        """Move one end to what was tried: the lower where a stage has proven it, else the upper."""
+        for at, eps in tried.items():
             if proofs[at] is None:
                 self.failed[at] = eps
             else:
@@ -207,12 +204,13 @@ def _bisect(network: BoundedNetwork, problem: Problem, cascade: Cascade, largest
     """Return the rows of a problem; none when its deadline passes before they are final."""
     began = time.monotonic()
     clean = Clean()(network, problem)
-    interval = _Interval(len(problem), largest, problem.images)
+    interval = _Interval(len(problem), largest)
     interval.open = [at for at, status in enumerate(clean.status) if status is not Status.MISCLASSIFIED]
     for step in range(steps + 1):
-        middle = (interval.held + interval.failed) / 2 if step else interval.failed
-        tried = middle[interval.open]
-        proofs = _proofs(network, problem, cascade, interval.open, tried)
+        tried = {
+            at: (interval.held[at] + interval.failed[at]) / 2 if step else interval.failed[at] for at in interval.open
+        }
+        proofs = _proofs(network, problem, cascade, tried)
         if problem.is_late():
             return []
         interval.record(tried, proofs)
@@ -222,8 +220,8 @@ def _bisect(network: BoundedNetwork, problem: Problem, cascade: Cascade, largest
             index=index,
             label=int(problem.labels[at]),
             prediction=int(clean.predictions[at]),
-            radius=None if clean.status[at] is Status.MISCLASSIFIED else interval.held[at].item(),
-            failed=interval.failed[at].item() if at in interval.open else None,
+            radius=None if clean.status[at] is Status.MISCLASSIFIED else interval.held[at],
+            failed=interval.failed[at] if at in interval.open else None,
             decided_by=interval.by[at],
             seconds=round(seconds, 6),
         )
@@ -232,15 +230,23 @@ def _bisect(network: BoundedNetwork, problem: Problem, cascade: Cascade, largest
 
 
 def _proofs(
-    network: BoundedNetwork, problem: Problem, cascade: Cascade, rows: Sequence[int], eps: Tensor
+    network: BoundedNetwork, problem: Problem, cascade: Cascade, tried: Mapping[int, float]
 ) -> dict[int, str | None]:
-    """Return by which stage each of the images is verified at its own radius."""
-    if not rows:
+    """Return by which stage each of the images (by position) is verified at its own radius."""
+    if not tried:
         return {}
-    chosen = problem.select(rows)
-    box = Box.around(chosen.images, eps.view(-1, *[1] * (chosen.images.ndim - 1)))
-    margins = torch.full_like(chosen.margins, -torch.inf)
-    indices = tuple(rows)  # positions, so that outcomes can be told apart
-    asked = replace(chosen, box=box, margins=margins, indices=indices)
-    outcomes = [one for batch in cascade(network, asked) for one in batch]
-    return {one.index: one.decided_by if one.status is Status.VERIFIED else None for one in outcomes}
+    chosen = problem.select(list(tried))
+    asked = replace(chosen, box=box_around(chosen.images, list(tried.values())))
+    by = {one.index: one.decided_by for batch in cascade(network, asked) for one in batch if _verified(one)}
+    return {at: by.get(problem.indices[at]) for at in tried}
+
+
+def _verified(outcome: Outcome) -> bool:
+    return outcome.status is Status.VERIFIED
+
+
+def box_around(images: Tensor, radii: Sequence[float]) -> Box:
+    """Return the balls of one radius (pixel units) an image; computed in float64, then rounded to the images' dtype."""
+    eps = torch.tensor(radii, dtype=torch.float64, device=images.device).view(-1, *[1] * (images.ndim - 1))
+    box = Box.around(images.double(), eps)
+    return Box(box.lower.to(images), box.upper.to(images))

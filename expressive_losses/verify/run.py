@@ -77,7 +77,7 @@ def verify(
             for problem in problems(evaluated, images, labels, eps, parts, settings.seed, deadline):
                 for outcomes in cascade(evaluated, problem):
                     _record(ledger, outcomes, counts, bar)
-                ledger.note_skipped(cascade.skipped)
+                ledger.note_skipped(what_was_skipped(cascade, evaluated))
     summary = summarize(ledger.head, ledger.rows.values(), attacks_of(head))
     write_summary(Path(out), summary)
     return summary
@@ -99,6 +99,12 @@ def check_data(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: flo
         raise UserError(f"labels: expected 0 to {network.classes - 1}, got {labels.min()} to {labels.max()}")
     if images.dtype != torch.uint8 and not ((images >= 0) & (images <= 1)).all():
         raise UserError("images: expected uint8, or floats in [0, 1] (pixel units, not normalised)")
+
+
+def what_was_skipped(cascade: Cascade, network: BoundedNetwork) -> dict[str, str]:
+    """Return why which stages could not handle the network, and why its rounding errors could not be bounded."""
+    unknown = network.rounding().unknown
+    return cascade.skipped | ({} if unknown is None else {"rounding": f"the tolerance alone stands for it: {unknown}"})
 
 
 def _record(ledger: Ledger, outcomes: Sequence[Outcome], counts: Counter[str], bar: tqdm) -> None:

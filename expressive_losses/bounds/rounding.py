@@ -1,0 +1,121 @@
+"""How large rounding errors can be: a running error bound through the layers, from the magnitudes that are added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from expressive_losses.bounds.extraction import extract
+from expressive_losses.bounds.layers import Affine, Layer, LayerGraph, Reshape, Select
+from expressive_losses.errors import UnsupportedNetwork
+from expressive_losses.types import Box
+
+
+class Rounding:
+    """The rounding errors of margins and of their bounds over a box.
+
+    Over the box, interval bounds say how large each layer's inputs are: abs(x) <= m. A sum of products W x + b that
+    errs by one unit roundoff of abs(W) m + abs(b) gives, with the errors of x,
+
+        error of the layer = abs(W) (error of x + m) + abs(b),   in units of the roundoff,
+
+    and 0 where a ReLU is 0 over the whole box. Large activations that cancel into small logits leave large errors,
+    which the logits do not show. What linear relaxations (CROWN) add up goes through the same weights and is no larger.
+    A margin is a difference of two logits: its error is twice that of the largest, times u, half the machine epsilon.
+
+    In float32 that is what is used: no worst case, in which every addition errs in the same direction (a sum of n terms
+    then errs by n units), but about nine times the largest error measured (docs/verification.md). In float64 the worst
+    case is affordable and used: times the number of additions from the input to a logit, times the layers, because
+    errors in the hidden bounds count once more in every layer after them.
+
+    Args:
+        model: on normalised images.
+        shape: of one image.
+        mean, std: of the normalisation, (1, C, ...).
+
+    Attributes:
+        unknown: why nothing is known of this network, or ``None``; then every error is given as 0.
+        everywhere: no smaller than the error over any box in [0, 1]; cheap, as it is computed once.
+
+    Source: Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 3.3 (running error analysis).
+    """
+
+    def __init__(self, model: nn.Module, shape: Sequence[int], mean: Tensor, std: Tensor) -> None:
+        self._mean, self._std = mean, std
+        self._graph: LayerGraph | None = None
+        self.unknown: str | None = None
+        self.everywhere = 0.0
+        try:
+            self._graph = extract(model, shape, mean)
+        except UnsupportedNetwork as error:
+            self.unknown = str(error)
+            return
+        one = mean.new_ones(1, *shape)
+        with torch.no_grad():
+            self.everywhere = float(self._of(self._magnitudes(one), None, one, mean.dtype))
+
+    @torch.no_grad()
+    def over(self, box: Box, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the error of the margins over each box (pixel units), (B,); NaN where it cannot be told.
+
+        Args:
+            box: in the dtype of the network.
+            dtype: in which the margins are computed; ``None``: that of the network.
+        """
+        if self._graph is None:
+            return box.lower.new_zeros(len(box))
+        normalised = Box((box.lower - self._mean) / self._std, (box.upper - self._mean) / self._std)
+        boxes = self._graph.intervals(normalised)
+        magnitudes = [torch.maximum(one.lower.abs(), one.upper.abs()) for one in boxes]
+        return self._of(magnitudes, boxes, box.upper, dtype or box.lower.dtype)
+
+    def _of(
+        self, magnitudes: Sequence[Tensor], boxes: Sequence[Box] | None, pixels: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        errors = [(pixels + self._mean.abs()) / self._std]  # the corners of the box are rounded, and its normalisation
+        for at, layer in enumerate(self._graph.layers[1:], start=1):
+            error = _error(layer, [errors[i] for i in layer.inputs], [magnitudes[i] for i in layer.inputs])
+            if layer.kind == "relu" and boxes is not None:
+                error = error * (boxes[at].upper > 0)
+            errors.append(error)
+        return self._units(dtype) * torch.finfo(dtype).eps * errors[-1].amax(1)
+
+    def _magnitudes(self, pixels: Tensor) -> list[Tensor]:
+        """Return bounds on the absolute values of every layer for images in [0, 1], signs ignored."""
+        found = [(pixels + self._mean.abs()) / self._std]
+        for layer in self._graph.layers[1:]:
+            inputs = [found[i] for i in layer.inputs]
+            if isinstance(layer, Affine):
+                bias = 0.0 if layer.bias is None else layer.bias.abs()
+                found.append(layer.absolute(inputs[0]) + bias)
+            else:
+                found.append(layer.apply(*inputs))
+        return found
+
+    def _units(self, dtype: torch.dtype) -> int:
+        if dtype != torch.float64:
+            return 1
+        affine = [layer for layer in self._graph.layers if isinstance(layer, Affine)]
+        return (1 + len(affine)) * sum(_terms(layer) + 8 for layer in affine)
+
+
+def _error(layer: Layer, errors: Sequence[Tensor], magnitudes: Sequence[Tensor]) -> Tensor:
+    """Return the error of a layer's output from those of its inputs and the inputs' magnitudes, in unit roundoffs."""
+    if isinstance(layer, Reshape | Select):
+        return layer.linear(errors[0])
+    if isinstance(layer, Affine):
+        error = layer.absolute(errors[0] + magnitudes[0])
+        return error if layer.bias is None else error + layer.bias.abs()
+    if layer.kind == "relu":
+        return errors[0]
+    return layer.apply(*(error + size for error, size in zip(errors, magnitudes, strict=True)))  # a sum, or a maximum
+
+
+def _terms(layer: Affine) -> int:
+    """Return how many numbers a layer adds up for one output, or more."""
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        return torch.Size(layer.in_shape).numel()
+    return weight[0].numel() if weight.ndim > 1 else 1
