@@ -357,7 +357,7 @@ def test_a_stage_that_auto_lirpa_fails_on_is_named(monkeypatch):
 
     network = mlp(0)
     monkeypatch.setattr(Graph, "_compute", fail)
-    with pytest.raises(UserError, match="bound 'crown': auto_LiRPA cannot .* .AssertionError: MaxPool"):
+    with pytest.raises(UserError, match="bound 'crown': auto_LiRPA cannot .*: AssertionError: MaxPool"):
         Crown()(network, problem_for(network, 0.1))
 
 
@@ -384,6 +384,38 @@ def sigmoid_network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))
     return BoundedNetwork(model, (1, 2, 2), 3).eval()
+
+
+CONVOLUTIONS = {
+    "same": (nn.Conv2d(1, 2, 3, padding="same"), (1, 4, 4), 32),
+    "valid": (nn.Conv2d(1, 2, 3, padding="valid"), (1, 4, 4), 8),
+    "even": (nn.Conv2d(1, 2, 2, padding="same"), (1, 4, 4), 32),
+    "circular": (nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), (1, 4, 4), 32),
+    "conv1d": (nn.Conv1d(2, 3, 3, padding="same"), (2, 6), 18),
+    "conv3d": (nn.Conv3d(1, 2, 2), (1, 3, 3, 3), 16),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown", "bab", "mip"])
+def test_every_convolution_is_bounded_soundly_or_named(kind, name):
+    torch.manual_seed(0)
+    layer, shape, size = CONVOLUTIONS[kind]
+    network = BoundedNetwork(nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(size, 3)), shape, 3).eval()
+    problem = problem_for(network, 0.02, count=3)
+    try:
+        verdict = VERIFIERS.build(name)(network, problem)
+    except UserError as error:
+        assert "layer '0'" in str(error) and "\n" not in str(error)
+        assert kind not in ("same", "valid") and (name, kind) not in {
+            ("ibp", "conv1d"),
+            ("bab", "conv3d"),
+            ("mip", "conv1d"),
+        }
+        return
+    with torch.no_grad():
+        lowest = torch.stack([margins_of(network(x), problem.labels) for x in samples(problem.box, 50)]).amin(0)
+    assert (verdict.margins <= lowest + 1e-5).all()
 
 
 def test_a_stage_that_cannot_handle_the_network_is_skipped_and_named(tmp_path):

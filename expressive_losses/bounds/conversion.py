@@ -91,22 +91,31 @@ _AVERAGE_MODULES = (
 )  # fmt: skip
 
 
+def padding_in_numbers(name: str, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
+    """Return the padding of a convolution on each side of its dimensions, also where it is given as a word.
+
+    Raises:
+        UnsupportedNetwork: "same" with an even kernel, which pads one side more than the other.
+    """
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    if module.padding != "same":
+        return tuple(module.padding)
+    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if any(one % 2 for one in total):
+        raise UnsupportedNetwork(f"layer '{name}': padding 'same' with an even kernel is not supported")
+    return tuple(one // 2 for one in total)
+
+
 def _convolution(step: Step, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Convolution:
     count = len(module.kernel_size)
-    padding = module.padding
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if any(one % 2 for one in total):
-            raise UnsupportedNetwork(f"layer '{step.name}': padding 'same' with an even kernel is not supported")
-        padding = tuple(one // 2 for one in total)
-    elif padding == "valid":
-        padding = (0,) * count
+    padding = padding_in_numbers(step.name, module)
     if module.padding_mode != "zeros":
         raise UnsupportedNetwork(f"layer '{step.name}': padding mode '{module.padding_mode}' is not supported")
     bias = None if module.bias is None else module.bias.detach().view(-1, *[1] * count)
     return Convolution(
         step.name, step.inputs, step.shape, step.in_shape, bias, module.weight.detach(),
-        tuple(module.stride), tuple(padding), tuple(module.dilation), module.groups,
+        tuple(module.stride), padding, tuple(module.dilation), module.groups,
     )  # fmt: skip
 
 

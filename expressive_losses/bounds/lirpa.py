@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
+from expressive_losses.bounds.conversion import padding_in_numbers
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
 from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
 from expressive_losses.types import Bounds, Box
@@ -116,8 +117,8 @@ class Graph:
         except Exception as error:
             if isinstance(error, UserError) or is_out_of_memory(error):
                 raise
-            reason = f"({type(error).__name__}: {error})"
-            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network by {method} {reason}") from error
+            reason = f"{difficult(self._model)}: {type(error).__name__}: {error}"
+            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network by {method}{reason}") from error
         finally:
             self._bounded._clear_and_set_new(None)
 
@@ -220,11 +221,11 @@ class Graph:
         bare = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
         if bare:
             raise UnsupportedNetwork(f"layer '{bare[0]}': BatchNorm without running statistics has no eval mode")
-        traced = _with_all_parameters(copy.deepcopy(model).eval())
+        traced = _with_all_parameters(_with_padding_in_numbers(copy.deepcopy(model).eval()))
         x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
         with torch.no_grad():
             expected = traced(x)
-        options = {"conv_mode": _convolution_mode(model, dummy.shape), "sparse_features_alpha": False}
+        options = {"conv_mode": _convolution_mode(traced, dummy.shape), "sparse_features_alpha": False}
         said = io.StringIO()
         try:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
@@ -233,7 +234,8 @@ class Graph:
         except Exception as error:  # of all kinds: an IndexError for a convolution over one dimension
             if is_out_of_memory(error):
                 raise
-            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network: {_reason(error, said)}") from error
+            reason = f"{difficult(model)}: {_reason(error, said)}"
+            raise UnsupportedNetwork(f"auto_LiRPA cannot bound this network{reason}") from error
         if any("Python boolean" in str(warning.message) for warning in warned):
             raise UnsupportedNetwork(
                 "the network's forward pass branches on a tensor's values: its bounds would be those of one branch"
@@ -290,6 +292,28 @@ def _reason(error: Exception, said: io.StringIO) -> str:
     printed = re.findall(r"^Name: (\S+?), Attr: (?:.*'operator': '(\w+)')?", said.getvalue(), re.MULTILINE)
     operations = [operator or name for name, operator in printed]
     return f"unsupported operation {', '.join(operations)}" if operations else f"{type(error).__name__}: {error}"
+
+
+def difficult(model: nn.Module) -> str:
+    """Return which layers auto_LiRPA 0.3 is known to fail on without naming them, in brackets; "" if there are none."""
+    known = [
+        f"'{name}' ({type(layer).__name__})"
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv1d | nn.Conv3d) or getattr(layer, "padding_mode", "zeros") != "zeros"
+    ]
+    return f" (it is known to fail on layer {', '.join(known)})" if known else ""
+
+
+def _with_padding_in_numbers(model: nn.Module) -> nn.Module:
+    """Replace the padding "same" and "valid" of convolutions by numbers, in place: auto_LiRPA knows no words.
+
+    Raises:
+        UnsupportedNetwork: naming a layer that pads one side more than the other.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(getattr(layer, "padding", None), str):
+            layer.padding = padding_in_numbers(name, layer)
+    return model
 
 
 def _convolution_mode(model: nn.Module, shape: Sequence[int]) -> str:
