@@ -15,6 +15,7 @@ PYTHONS="${PYTHONS:-python3.10 python3.11 python3.12 python3.13}"
 LIRPAS="${LIRPAS:-auto_LiRPA==0.3}"
 TORCH="${TORCH:-$(grep -hoE '^torch(vision)?==[^ ]+' requirements/base.txt | tr '\n' ' ')}"
 RESULTS="${RESULTS:-results/test_matrix.jsonl}"
+TORCH="${TORCH% }"
 place="${ENVIRONMENTS:-$(mktemp -d)}"
 [ -n "${ENVIRONMENTS:-}" ] || trap 'rm -rf "$place"' EXIT
 lines=()
