@@ -1,7 +1,5 @@
 """The exceptions that mean "the person at the keyboard can fix this", and one that a smaller batch may fix."""
 
-import torch
-
 
 class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2.
@@ -16,6 +14,8 @@ class UnsupportedNetwork(UserError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
+    import torch  # here: complaints about arguments need no torch, and come at once
+
     text = str(error)
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text

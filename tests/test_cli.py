@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -140,6 +142,16 @@ def test_list_and_help(capsys):
             main(["--help"])
         assert stop.value.code == 0
         assert "pixel units" in capsys.readouterr().out
+
+
+def test_arguments_are_understood_before_torch_is_imported():
+    program = """
+import sys
+from expressive_losses.cli import train_main, verify_main
+assert train_main(["--nope"]) == verify_main(["--first", "0"]) == 2
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from expressive_losses.attacks.base import (
     IterativeAttack,
     Logits,
     Randomness,
+    Start,
     Update,
     _Best,
     per_sample,
@@ -126,14 +127,7 @@ class ApgdT(Apgd):
     objective: Literal["dlr", "margin", "ce"] = "dlr"
     targets_of_each: int = Field(default=9, ge=1)
 
-    def __call__(
-        self,
-        logits: Logits,
-        box: Box,
-        labels: Tensor,
-        generator: Randomness = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, logits: Logits, box: Box, labels: Tensor, generator: Randomness = None, start: Start = None):
         center = starting_point(box, start)
         with torch.no_grad():
             there = logits(center)

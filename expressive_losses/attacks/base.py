@@ -31,6 +31,8 @@ class OfWholeBatch:
 #: Where randomness comes from: one generator for the batch, or for a batch of which these are some rows, one for each
 #: sample (then a sample's noise does not depend on which others share its batch), or ``None`` for torch's global one.
 Randomness = torch.Generator | OfWholeBatch | Sequence[torch.Generator] | None
+#: Where an attack starts that does not start at random; ``None``: at the centre of the box.
+Start = Tensor | None
 Update = Callable[[Tensor], Tensor]
 
 
@@ -50,12 +52,7 @@ class Attack(Plugin, ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        logits: Logits,
-        box: Box,
-        labels: Tensor,
-        generator: Randomness = None,
-        start: Tensor | None = None,
+        self, logits: Logits, box: Box, labels: Tensor, generator: Randomness = None, start: Start = None
     ) -> Tensor:
         """Return one point of each box, (B, *image), detached.
 
@@ -68,7 +65,7 @@ class Attack(Plugin, ABC):
                 *image), projected on the box. ``None``: the centre of the box.
         """
 
-    def targets(self, logits: Logits, box: Box, labels: Tensor, start: Tensor | None) -> Tensor:
+    def targets(self, logits: Logits, box: Box, labels: Tensor, start: Start) -> Tensor:
         """Return what :meth:`value` compares with: the labels, or for "kl" the probabilities at ``start``, (B, K)."""
         if self.objective != "kl":
             return labels
@@ -115,14 +112,7 @@ class IterativeAttack(Attack):
     def new_update(self) -> Update:
         """Return the map from gradients to updates of one ascent; it may keep state between its calls."""
 
-    def __call__(
-        self,
-        logits: Logits,
-        box: Box,
-        labels: Tensor,
-        generator: Randomness = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, logits: Logits, box: Box, labels: Tensor, generator: Randomness = None, start: Start = None):
         labels, best = self.targets(logits, box, labels, start), None
         for restart in range(self.restarts):
             x = uniform(box, generator) if self.random_start or restart else starting_point(box, start)
@@ -154,12 +144,13 @@ class _Best:
         self.value = torch.full((len(x),), -torch.inf, device=x.device, dtype=x.dtype)
 
     def offer(self, x: Tensor, value: Tensor) -> None:
+        """Keep what is larger, sample by sample."""
         better = value > self.value
         self.value = torch.where(better, value, self.value)
         self.x = torch.where(per_sample(better, x), x, self.x)
 
 
-def starting_point(box: Box, start: Tensor | None) -> Tensor:
+def starting_point(box: Box, start: Start) -> Tensor:
     """Return ``start`` projected on the box, or the centre of the box."""
     return box.clamp(box.center if start is None else start.detach().to(box.lower))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from expressive_losses.attacks.base import Attack, Logits, Randomness, starting_point, uniform
+from expressive_losses.attacks.base import Attack, Logits, Randomness, Start, starting_point, uniform
 from expressive_losses.registry import ATTACKS
 from expressive_losses.types import Box
 
@@ -26,14 +26,7 @@ class Fgsm(Attack):
     step_size: float = Field(default=10.0, gt=0)
     random_start: bool = True
 
-    def __call__(
-        self,
-        logits: Logits,
-        box: Box,
-        labels: Tensor,
-        generator: Randomness = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, logits: Logits, box: Box, labels: Tensor, generator: Randomness = None, start: Start = None):
         x = uniform(box, generator) if self.random_start else starting_point(box, start)
         labels = self.targets(logits, box, labels, start)
         _, gradient = self.value_and_gradient(logits, x, labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -17,18 +16,6 @@ from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
 
 _STOPPED = "stopped; the state is saved, continue with --resume"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, like all others; no option may be abbreviated."""
-
-    def __init__(self, prog: str, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError in place of printing the usage."""
-        raise UserError(f"{message}; {self.prog} --help explains the options")
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
@@ -112,11 +99,3 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name or repr(name)}: not usable here ({reason}); try --device cpu") from None
     return device
-
-
-def positive(text: str) -> int:
-    """Parse a positive integer."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value

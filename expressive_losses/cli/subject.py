@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,54 +48,14 @@ class Images:
     labels: Tensor
 
 
-def add_subject_arguments(parser) -> None:
-    """Add the options that name the network and the images to a parser or a group of one."""
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="checkpoint, run directory of train.py, network.onnx, or (with --weights) an architecture: a registered "
-        "name or package.module:factory",
-    )
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="IMPORT", help="code of yours that the checkpoint may import"
-    )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="state_dict of the architecture")
-    parser.add_argument("--shape", type=image_shape, metavar="C,H,W", help="of one image; default: the data set's")
-    parser.add_argument("--classes", type=int, metavar="K", help="number of logits; default: the data set's")
-    parser.add_argument("--mean", type=numbers, metavar="M,...", help="the network takes (pixel - mean) / std;")
-    parser.add_argument("--std", type=numbers, metavar="S,...", help="by channel, pixels from 0 to 1; default 0 and 1")
-    parser.add_argument(
-        "--model-set", action="append", default=[], metavar="KEY=VALUE", help="field of the architecture, e.g. width=32"
-    )
-    parser.add_argument("--dataset", metavar="NAME", help="default: the one trained on")
-    parser.add_argument("--split", default="test", choices=["test", "train", "validation"])
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
-
-
 def subject_of(options: argparse.Namespace) -> tuple[Subject, Images]:
-    """Return what the options of :func:`add_subject_arguments` name.
+    """Return what the options of :func:`expressive_losses.cli.arguments.add_subject_arguments` name.
 
     Raises:
         UserError: something is missing, or does not fit.
     """
     subject = load_subject(options)
     return subject, load_images(subject, options.dataset, options.data_dir, options.split)
-
-
-def image_shape(text: str) -> tuple[int, ...]:
-    """Parse 1,28,28."""
-    shape = tuple(map(int, text.split(",")))
-    if len(shape) != 3 or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected C,H,W such as 1,28,28, got {text}")
-    return shape
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Parse 0.1307 or 0.49,0.48,0.45."""
-    values = tuple(map(float, text.split(",")))
-    if not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(f"expected finite numbers, got {text}")
-    return values
 
 
 def parse_eps(text: str) -> Radius:

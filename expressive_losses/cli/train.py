@@ -10,24 +10,13 @@ from typing import Any
 from expressive_losses import config as configs
 from expressive_losses import distributed, experiment
 from expressive_losses.allocator import keep_freed_memory
-from expressive_losses.cli.common import Parser, choose_device, deterministic
+from expressive_losses.cli.arguments import train_parser
+from expressive_losses.cli.common import choose_device, deterministic
 from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
 
 #: The recipes of a source checkout; an installed package has none.
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-TRAIN_HELP = """\
-Train a classifier whose robustness can be proven.
-
-  train.py --method mtl_ibp --alpha 0.2                      handwritten digits, under a minute on a laptop
-  train.py --config configs/quick/mnist_0.3/mtl_ibp.yaml      a recipe
-  train.py --dataset mnist --model cnn7 --eps 0.3 --method sabr --alpha 0.4 --set training.batch_size=256
-  torchrun --nproc-per-node 4 train.py --config FILE          the same training on four GPUs
-  train.py --list                                             everything that has a name
-
-All radii are in pixel units from 0 to 1; fractions such as 8/255 are understood.
-"""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -48,50 +37,6 @@ def train(arguments: Sequence[str]) -> None:
         summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if summary and not options.quiet:
         print(train_summary(summary))
-
-
-def train_parser() -> argparse.ArgumentParser:
-    """Return the argument parser of train.py."""
-    parser = Parser("train.py", TRAIN_HELP)
-    experiment_ = parser.add_argument_group("experiment (each overrides the config file)")
-    experiment_.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults"
-    )
-    experiment_.add_argument(
-        "--method", metavar="NAME", help="training loss, e.g. mtl_ibp, cc_ibp, sabr, ibp, crown_ibp"
-    )
-    experiment_.add_argument("--alpha", type=float, help="expressive losses: 0 is adversarial training, 1 is IBP")
-    experiment_.add_argument("--dataset", metavar="NAME", help="digits (default), mnist, cifar10, ..., or module:Class")
-    experiment_.add_argument(
-        "--model", metavar="NAME", help="cnn7, cnn_small, ..., or package.module:factory of your own"
-    )
-    experiment_.add_argument("--eps", help="radius to be robust to, pixel units: 0.3 or 8/255")
-    experiment_.add_argument("--epochs", type=int)
-    experiment_.add_argument("--seed", type=int)
-    experiment_.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-        help="any other key, e.g. --set optimizer.lr=1e-3 --set training.bn_statistics=clean (repeatable)",
-    )  # fmt: skip
-    place = parser.add_argument_group("where")
-    place.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    place.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data"
-    )
-    place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
-    place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
-    place.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="same seed, same bits on a GPU too, for some time (a CPU needs none)",
-    )
-    place.add_argument("--quiet", action="store_true", help="no progress, no summary")
-    parser.add_argument(
-        "--list", action="store_true", help="list methods, models, data sets, attacks, schedules, configs and stop"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the whole config, parameters, FLOPs and time of an epoch, and stop"
-    )
-    return parser
 
 
 def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from expressive_losses.cli.common import Parser, positive
-from expressive_losses.cli.subject import add_subject_arguments, subject_of
+from expressive_losses.cli.arguments import Parser, add_subject_arguments, positive
+from expressive_losses.cli.subject import subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
 from expressive_losses.verify.check_radius import check_radii

@@ -121,7 +121,8 @@ def certified_radii(
     with RadiusLedger(Path(out), head, settings.resume, made_with) as ledger, computing_in(evaluated.mean.dtype):
         done = ledger.rows
         parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
-        with tqdm(total=len(indices), initial=len(done), unit="image", disable=not settings.progress) as bar:
+        hidden = None if settings.progress else True  # None: where nobody looks, too
+        with tqdm(total=len(indices), initial=len(done), unit="image", disable=hidden) as bar:
             for problem in problems(evaluated, images, labels, 0.0, parts, settings.seed, deadline):
                 rows = [row for row in _bisect(evaluated, problem, cascade, largest, steps) if row.index not in done]
                 for row in rows:

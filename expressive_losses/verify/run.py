@@ -72,7 +72,8 @@ def verify(
     with Ledger(Path(out), head, settings.resume, made_with) as ledger, computing_in(evaluated.mean.dtype):
         done = ledger.rows
         parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
-        with tqdm(total=len(indices), initial=len(done), unit="image", disable=not settings.progress) as bar:
+        hidden = None if settings.progress else True  # None: where nobody looks, too
+        with tqdm(total=len(indices), initial=len(done), unit="image", disable=hidden) as bar:
             counts = Counter(row.status.value for row in done.values())
             for problem in problems(evaluated, images, labels, eps, parts, settings.seed, deadline):
                 for outcomes in cascade(evaluated, problem):
