@@ -1,6 +1,6 @@
 """Note in one row what the tests said with one combination of Python, torch and auto_LiRPA.
 
-    python -m campaigns.matrix tests.xml --out results/test_matrix.jsonl -- [the pytest arguments]
+    python -m campaigns.matrix tests.xml --out results/test_matrix.jsonl --tests "the pytest arguments"
 
 Called by scripts/test_matrix.sh inside the environment that was tested; tests.xml is pytest's ``--junitxml``.
 """
@@ -20,7 +20,7 @@ from expressive_losses.environment import environment
 KEYS = ("time", "git", "device", "platform", "python", "torch", "torchvision", "auto_LiRPA", "numpy")
 
 
-def row(report: Path, arguments: list[str]) -> dict:
+def row(report: Path, arguments: str) -> dict:
     """Return the row of a JUnit file: counts, the names of what failed, and what it ran on."""
     suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     tests, *others = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
@@ -30,7 +30,7 @@ def row(report: Path, arguments: list[str]) -> dict:
     about = environment(torch.device("cpu"))
     return {
         "campaign": "test matrix",
-        "tests": arguments or ["all"],
+        "tests": arguments or "all",
         "passed": tests - sum(others),
         "failed": others[0] + others[1],
         "skipped": others[2],
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m campaigns.matrix", description=__doc__)
     parser.add_argument("report", type=Path, help="pytest's --junitxml file")
     parser.add_argument("--out", type=Path, required=True, help="append the row to this file")
-    parser.add_argument("tests", nargs="*", help="what pytest was called with")
+    parser.add_argument("--tests", default="", help="what pytest was called with")
     options = parser.parse_args(arguments)
     with open(options.out, "a", encoding="utf-8") as file:
         file.write(json.dumps(row(options.report, options.tests)) + "\n")

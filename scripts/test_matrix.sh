@@ -48,7 +48,7 @@ for python in $PYTHONS; do
         fi
         OMP_NUM_THREADS=1 PYTHONPATH="$PWD" "$folder/bin/python" -m pytest -n "${PROCESSES:-2}" -q \
             --junitxml "$folder/tests.xml" "$@" && verdict="passed  " || { verdict="FAILED  "; failed=1; }
-        PYTHONPATH="$PWD" "$folder/bin/python" -m campaigns.matrix "$folder/tests.xml" --out "$RESULTS" -- "$@"
+        PYTHONPATH="$PWD" "$folder/bin/python" -m campaigns.matrix "$folder/tests.xml" --out "$RESULTS" --tests "$*"
         lines+=("$verdict $combination")
     done
 done

@@ -98,3 +98,10 @@ def test_every_dependency_has_an_upper_bound():
     texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     for line in "\n".join(texts).split("\n"):
         assert not line.strip() or "<" in line, line
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_class_variables_say_their_type(path):
+    """On Python 3.10 pydantic cannot read a ``ClassVar`` without one: the package would not even be imported."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "ClassVar"), node.lineno

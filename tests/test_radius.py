@@ -127,9 +127,9 @@ def test_needs_a_bound(tmp_path):
 class Recording(Verifier):
     """Verifies boxes narrower than 0.1 and notes what it was asked."""
 
-    name: ClassVar = "recording"
-    kind: ClassVar = "bound"
-    batch_sizes: ClassVar = (7, 7)
+    name: ClassVar[str] = "recording"
+    kind: ClassVar[str] = "bound"
+    batch_sizes: ClassVar[tuple[int, int]] = (7, 7)
     seen: ClassVar[dict[int, set[float]]] = {}
 
     def __call__(self, network, problem):

@@ -205,8 +205,8 @@ def test_a_nan_network_verifies_nothing():
 class Scripted(Verifier):
     """A stage that answers with one status, whatever is asked; it notes its batches."""
 
-    name: ClassVar = "scripted"
-    kind: ClassVar = "complete"
+    name: ClassVar[str] = "scripted"
+    kind: ClassVar[str] = "complete"
     batches: ClassVar[list[tuple[int, ...]]] = []
     says: Status = Status.UNKNOWN
     margin: float = -1.0

@@ -50,14 +50,14 @@ class Layer:
 class Input(Layer):
     """The (normalised) input of the network."""
 
-    kind: ClassVar = "input"
+    kind: ClassVar[Kind] = "input"
 
 
 @dataclass(frozen=True, eq=False)
 class Relu(Layer):
     """max(x, 0), elementwise."""
 
-    kind: ClassVar = "relu"
+    kind: ClassVar[Kind] = "relu"
 
     def apply(self, *values: Tensor) -> Tensor:
         return F.relu(values[0])
@@ -67,7 +67,7 @@ class Relu(Layer):
 class Add(Layer):
     """The sum of two layers of the same shape; one layer may be read twice."""
 
-    kind: ClassVar = "add"
+    kind: ClassVar[Kind] = "add"
 
     def apply(self, *values: Tensor) -> Tensor:
         return values[0] + values[1]
@@ -82,7 +82,7 @@ class MaxPool(Layer):
             where a window reaches into the padding, another member is repeated, which changes no maximum.
     """
 
-    kind: ClassVar = "max_pool"
+    kind: ClassVar[Kind] = "max_pool"
     windows: Tensor
 
     def apply(self, *values: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Affine(Layer):
         bias: broadcastable to ``shape``, or ``None``.
     """
 
-    kind: ClassVar = "affine"
+    kind: ClassVar[Kind] = "affine"
     in_shape: tuple[int, ...]
     bias: Tensor | None
 

@@ -16,6 +16,8 @@ from expressive_losses.types import BoundedBatch, Box, Progress, margins_of
 
 #: Bounds that training can differentiate through.
 TrainingBound = Literal["ibp", "crown_ibp"]
+#: Fields worth tuning, with their ranges.
+SearchSpace = Mapping[str, Mapping[str, float | bool]]
 #: Terms that the training step adds to a loss.
 REGULARIZERS = ("shi", "l1")
 
@@ -34,7 +36,7 @@ class Loss(Plugin):
 
     needs: ClassVar[tuple[str, ...]] = ()
     separable: ClassVar[bool] = True
-    search_space: ClassVar[Mapping[str, Mapping[str, float | bool]]] = {}
+    search_space: ClassVar[SearchSpace] = {}
 
     def needed(self, now: Progress) -> tuple[str, ...]:
         """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
@@ -130,7 +132,7 @@ class KappaLoss(Loss):
     NOTE: the papers write kappa for the weight of the clean term; here it is the weight of the verified one.
     """
 
-    search_space: ClassVar = {"kappa_end": {"low": 0.25, "high": 1.0}}
+    search_space: ClassVar[SearchSpace] = {"kappa_end": {"low": 0.25, "high": 1.0}}
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the verified loss at the start of the ramp")
     kappa_end: float = Field(1.0, ge=0, le=1, description="weight of the verified loss from the end of the ramp on")
     kappa_schedule: plugin_field(EPS_SCHEDULES, optional=True) = Field(
@@ -164,7 +166,7 @@ class ExpressiveLoss(Loss):
     Source: paper "Expressive Losses", definition 3.1.
     """
 
-    search_space: ClassVar = {"alpha": {"low": 1e-3, "high": 1.0, "log": True}}
+    search_space: ClassVar[SearchSpace] = {"alpha": {"low": 1e-3, "high": 1.0, "log": True}}
     alpha: float = Field(0.5, ge=0, le=1, description="0: adversarial loss, 1: verified loss")
     bound: TrainingBound = Field("ibp", description="method of the verified margins")
     robust_weight: float = Field(1.0, gt=0, le=1, description="the rest is the weight of the clean loss")

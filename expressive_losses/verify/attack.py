@@ -18,7 +18,7 @@ from expressive_losses.verify.base import Problem, Status, Verdict, Verifier, is
 class AttackVerifier(Verifier):
     """FALSIFIED where the attack's point, evaluated again, is not classified as the label."""
 
-    kind: ClassVar = "attack"
+    kind: ClassVar[str] = "attack"
 
     @abstractmethod
     def make_attack(self) -> Attack:

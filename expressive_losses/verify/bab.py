@@ -57,8 +57,8 @@ class BranchAndBound(Verifier):
     Source: paper "Expressive Losses", appendix D; Wang et al., "Beta-CROWN".
     """
 
-    kind: ClassVar = "complete"
-    batch_sizes: ClassVar = (1, 32)
+    kind: ClassVar[str] = "complete"
+    batch_sizes: ClassVar[tuple[int, int]] = (1, 32)
     timeout: float = Field(default=60.0, gt=0)
     max_nodes: int = Field(default=200_000, ge=1)
     batch: int = Field(default=256, ge=2)

@@ -14,7 +14,7 @@ from expressive_losses.verify.base import Problem, Status, Verdict, Verifier
 class Clean(Verifier):
     """MISCLASSIFIED unless f_y > f_j for every other class: a tie or a NaN is not a correct prediction."""
 
-    kind: ClassVar = "clean"
+    kind: ClassVar[str] = "clean"
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         correct = (margins_of(problem.logits, problem.labels) > 0).all(1).tolist()

@@ -43,7 +43,7 @@ class BoundVerifier(Verifier):
         tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
     """
 
-    kind: ClassVar = "bound"
+    kind: ClassVar[str] = "bound"
     method: ClassVar[BoundMethod]
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
 
@@ -60,17 +60,17 @@ class BoundVerifier(Verifier):
 class Ibp(BoundVerifier):
     """Interval bound propagation: the cheapest, and enough for networks trained for it."""
 
-    method: ClassVar = "ibp"
-    reproducible: ClassVar = True
+    method: ClassVar[BoundMethod] = "ibp"
+    reproducible: ClassVar[bool] = True
 
 
 @VERIFIERS.register("crown-ibp")
 class CrownIbp(BoundVerifier):
     """CROWN for the margins, with IBP bounds on the hidden layers."""
 
-    method: ClassVar = "crown_ibp"
-    reproducible: ClassVar = True
-    batch_sizes: ClassVar = (64, 512)
+    method: ClassVar[BoundMethod] = "crown_ibp"
+    reproducible: ClassVar[bool] = True
+    batch_sizes: ClassVar[tuple[int, int]] = (64, 512)
 
 
 @VERIFIERS.register("crown")
@@ -80,9 +80,9 @@ class Crown(BoundVerifier):
     A neuron unstable for one image is bounded for its whole batch: on a CPU, one image at a time is fastest.
     """
 
-    method: ClassVar = "crown"
-    reproducible: ClassVar = True
-    batch_sizes: ClassVar = (1, 64)
+    method: ClassVar[BoundMethod] = "crown"
+    reproducible: ClassVar[bool] = True
+    batch_sizes: ClassVar[tuple[int, int]] = (1, 64)
 
 
 @VERIFIERS.register("alpha-crown")
@@ -97,8 +97,8 @@ class AlphaCrown(BoundVerifier):
             optimise those.
     """
 
-    method: ClassVar = "alpha_crown"
-    batch_sizes: ClassVar = (4, 64)
+    method: ClassVar[BoundMethod] = "alpha_crown"
+    batch_sizes: ClassVar[tuple[int, int]] = (4, 64)
     iterations: int = Field(default=20, ge=1)
     lr: float = Field(default=0.5, gt=0)
     decay: float = Field(default=0.98, gt=0, le=1)

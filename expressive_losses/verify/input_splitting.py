@@ -41,8 +41,8 @@ class InputSplitting(Verifier):
         tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
     """
 
-    kind: ClassVar = "complete"
-    batch_sizes: ClassVar = (16, 256)
+    kind: ClassVar[str] = "complete"
+    batch_sizes: ClassVar[tuple[int, int]] = (16, 256)
     timeout: float = Field(default=60.0, gt=0)
     max_nodes: int = Field(default=200_000, ge=1)
     batch: int = Field(default=256, ge=2)

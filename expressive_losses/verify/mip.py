@@ -55,14 +55,14 @@ class Mip(Verifier):
     Source: Tjeng, Xiao, Tedrake (2019); time limit and relaxation as in Gowal et al. (2018), section 4.
     """
 
-    kind: ClassVar = "complete"
-    batch_sizes: ClassVar = (1, 1)  # a row is written when its batch is through
+    kind: ClassVar[str] = "complete"
+    batch_sizes: ClassVar[tuple[int, int]] = (1, 1)  # a row is written when its batch is through
     timeout: float = Field(default=600.0, gt=0)
     lp_timeout: float = Field(default=60.0, gt=0)
     bounds: Literal["ibp", "crown", "alpha_crown"] = "crown"
     gap: float = Field(default=0.5, ge=0, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
-    least_tolerance: ClassVar = 1e-4
+    least_tolerance: ClassVar[float] = 1e-4
 
     def least_margin(self, scale: float) -> float:
         return 0.0  # the threshold is taken off
