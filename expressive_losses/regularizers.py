@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from expressive_losses import distributed
+from expressive_losses.bounds.kernels import abs_sum, in_blocks
 from expressive_losses.types import Bounds, Box
 
 _FLOOR = 1e-12  # as published: keeps the quotients finite
@@ -51,43 +54,53 @@ class _Moments(Function):
 
     the mean half-width; over all neurons the mean of c [l > 0] and the sum of (c - m)^2 [l > 0]; the same of [u < 0].
     Of the whole batch, also where several processes share it. Written out because torch would keep some twenty tensors
-    of the layer's size for the gradient; this keeps the bounds alone.
+    of the layer's size for the gradient; this keeps the bounds alone, and makes others of a few samples at a time.
     """
 
     @staticmethod
     def forward(ctx, lower, upper):
-        center, mean = _centered(lower, upper)
+        ctx.count = count = distributed.whole_count(lower.numel())
+        total = torch.stack([(low + high).sum() for low, high in _in_parts(lower, upper)]).sum()
+        mean = distributed.summed_over_processes(total) / (2 * count)
         ctx.save_for_backward(lower, upper, mean)
-        ctx.count = distributed.whole_count(lower.numel())
-        scratch = upper - lower
-        width = scratch.sum() / 2 / ctx.count
-        square = center.square()
-        sums = []
-        for mask in _masks(lower, upper):
-            total = torch.mul(center, mask, out=scratch).sum() + mean * mask.sum()
-            sums += [total / ctx.count, torch.mul(square, mask, out=scratch).sum()]
-        return tuple(distributed.summed_over_processes(torch.stack([width, *sums])).unbind())
+        sums = torch.stack([_sums(low, high, mean) for low, high in _in_parts(lower, upper)]).sum(0)
+        width, active, var_active, inactive, var_inactive = distributed.summed_over_processes(sums).unbind()
+        return width / count, active / count, var_active, inactive / count, var_inactive
 
     @staticmethod
     @once_differentiable
     def backward(ctx, to_width, to_mean_active, to_var_active, to_mean_inactive, to_var_inactive):
         lower, upper, mean = ctx.saved_tensors
-        center, _ = _centered(lower, upper, mean)
-        active, inactive = _masks(lower, upper)
-        slope = (active * (2 * to_var_active)).addcmul_(inactive, 2 * to_var_inactive).mul_(center)
-        count = ctx.count
-        slope.sub_(distributed.summed_over_processes(slope.sum()) / count)  # through m
-        slope.addcmul_(active, to_mean_active / count).addcmul_(inactive, to_mean_inactive / count).mul_(0.5)
+        count, to_upper, sums = ctx.count, torch.empty_like(upper), []
+        for low, high, slope in _in_parts(lower, upper, to_upper):
+            active, inactive = _masks(low, high)
+            torch.mul(active, 2 * to_var_active, out=slope).addcmul_(inactive, 2 * to_var_inactive)
+            sums.append(slope.mul_(_centered(low, high, mean)).sum())
+            slope.addcmul_(active, to_mean_active / count).addcmul_(inactive, to_mean_inactive / count)
+        through_mean = distributed.summed_over_processes(torch.stack(sums).sum()) / count
         half = to_width / (2 * count)
-        return slope - half, slope + half
+        to_upper.sub_(through_mean).mul_(0.5)
+        return to_upper - half, to_upper.add_(half)
 
 
-def _centered(lower: Tensor, upper: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the centres less their mean, and the mean."""
-    center = (lower + upper).mul_(0.5)
-    if mean is None:
-        mean = distributed.summed_over_processes(center.sum()) / distributed.whole_count(center.numel())
-    return center.sub_(mean), mean
+def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield parts of tensors of one shape along the batch, of 1 MiB on a CPU."""
+    return zip(*(in_blocks(tensor, 2**18) for tensor in tensors), strict=True)
+
+
+def _sums(lower: Tensor, upper: Tensor, mean: Tensor) -> Tensor:
+    """Return the sums of half-widths, c [l > 0], (c - m)^2 [l > 0], c [u < 0] and (c - m)^2 [u < 0]."""
+    center = _centered(lower, upper, mean)
+    sums = [(upper - lower).sum() / 2]
+    for mask in _masks(lower, upper):
+        inside = center * mask
+        sums += [inside.sum() + mean * mask.sum(), inside.mul_(center).sum()]
+    return torch.stack(sums)
+
+
+def _centered(lower: Tensor, upper: Tensor, mean: Tensor) -> Tensor:
+    """Return the centres less their mean."""
+    return (lower + upper).mul_(0.5).sub_(mean)
 
 
 def _masks(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,4 +122,4 @@ def _balance(active: Tensor, inactive: Tensor) -> Tensor:
 def l1_norm(module: nn.Module) -> Tensor:
     """Return the sum of |W| over convolution and linear weights, nested ones too; no biases, no BatchNorm."""
     layers = (m for m in module.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)))
-    return torch.stack([layer.weight.abs().sum() for layer in layers]).sum()
+    return torch.stack([abs_sum(layer.weight) for layer in layers]).sum()

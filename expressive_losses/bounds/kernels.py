@@ -198,31 +198,72 @@ def has_few_channels(layer: torch.nn.Module, x: Tensor) -> bool:
     )
 
 
+#: Weights of a block in numbers: 8 MiB of float32.
+_BLOCK = 2**21
+
+
+def in_blocks(x: Tensor, size: int = _BLOCK) -> tuple[Tensor, ...]:
+    """Return ``x`` in parts along its first dimension, of up to ``size`` numbers or one row; not on a GPU.
+
+    What is made of one part at a time takes little memory, and stays in a CPU's cache; a GPU would rather launch once.
+    """
+    return x.split(max(1, size * len(x) // x.numel())) if x.device.type == "cpu" and x.numel() > size else (x,)
+
+
 class _AbsLinear(Function):
     """See :func:`abs_linear`."""
 
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight.abs())
+        return torch.cat([x @ rows.abs().t() for rows in in_blocks(weight)], 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, to_y):
         x, weight = ctx.saved_tensors
-        to_x = to_y @ weight.abs() if ctx.needs_input_grad[0] else None
-        to_weight = (to_y.t() @ x).mul_(weight.sgn()) if ctx.needs_input_grad[1] else None
+        to_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        blocks = in_blocks(weight)
+        columns = to_y.split([len(rows) for rows in blocks], 1)
+        for number, (rows, mine) in enumerate(zip(blocks, columns, strict=True)):
+            if to_x is not None:
+                to_x.addmm_(mine, rows.abs())
+            if to_weight is not None:
+                torch.mm(mine.t(), x, out=in_blocks(to_weight)[number]).mul_(rows.sgn())
         return to_x, to_weight
 
 
 def abs_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``F.linear(x, weight.abs())`` without keeping the absolute weights: they are made again for the gradient.
 
+    And never all at once on a CPU, see :func:`in_blocks`.
+
     Args:
         x: (B, in); with more dimensions it is plain ``F.linear``.
         weight: (out, in).
     """
     return _AbsLinear.apply(x, weight) if x.ndim == 2 else F.linear(x, weight.abs())
+
+
+class _AbsSum(Function):
+    """See :func:`abs_sum`."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.stack([part.abs().sum() for part in in_blocks(x)]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_sum):
+        (x,) = ctx.saved_tensors
+        return x.sgn().mul_(to_sum)
+
+
+def abs_sum(x: Tensor) -> Tensor:
+    """Return ``x.abs().sum()``; of the size of ``x`` only the gradient is made."""
+    return _AbsSum.apply(x)
 
 
 class _Flatten(Function):
