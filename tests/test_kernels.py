@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from expressive_losses.bounds.kernels import abs_linear, batch_norm, conv2d_of_few_channels, flatten, interval_relu
+from expressive_losses import regularizers
+from expressive_losses.bounds import kernels
+from expressive_losses.bounds.kernels import (
+    abs_linear,
+    abs_sum,
+    batch_norm,
+    conv2d_of_few_channels,
+    flatten,
+    interval_relu,
+)
 from expressive_losses.regularizers import _balance, shi_regularizer
 from expressive_losses.types import Bounds, Box
 
@@ -79,10 +88,34 @@ def test_convolution_of_few_channels(options):
     assert_equal_with_gradients((ours,), (layer(x),), (x,))
 
 
-def test_abs_linear():
+def in_small_blocks(monkeypatch, size: int) -> None:
+    original = kernels.in_blocks
+    for module in (kernels, regularizers):
+        monkeypatch.setattr(module, "in_blocks", lambda x, _=0: original(x, size))
+
+
+@pytest.mark.parametrize("size", [1, 13, 10**6], ids="blocks of {} numbers".format)
+def test_abs_linear(monkeypatch, size):
+    in_small_blocks(monkeypatch, size)
     torch.manual_seed(5)
-    x, weight = leaf(4, 6), leaf(3, 6)
+    x, weight = leaf(4, 6), leaf(5, 6)
     assert_equal_with_gradients((abs_linear(x, weight),), (F.linear(x, weight.abs()),), (x, weight))
+
+
+@pytest.mark.parametrize("size", [1, 13, 10**6], ids="blocks of {} numbers".format)
+def test_abs_sum(monkeypatch, size):
+    in_small_blocks(monkeypatch, size)
+    torch.manual_seed(5)
+    x = leaf(5, 6, 1, 2)
+    assert_equal_with_gradients((abs_sum(x),), (x.abs().sum(),), (x,))
+
+
+def test_blocks_are_the_whole_in_order():
+    x = torch.arange(30).view(5, 6)
+    for size, count in ((1, 5), (12, 3), (29, 2), (30, 1)):
+        assert len(kernels.in_blocks(x, size)) == count
+        assert torch.equal(torch.cat(kernels.in_blocks(x, size)), x)
+    assert len(kernels.in_blocks(torch.zeros(0, 6), 1)) == 1
 
 
 def test_flatten():
@@ -91,8 +124,10 @@ def test_flatten():
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0], ids=["mixed", "no neuron is surely inactive"])
-def test_shi_regulariser_is_the_formula(shift):
+@pytest.mark.parametrize("size", [1, 10**6], ids="blocks of {} numbers".format)
+def test_shi_regulariser_is_the_formula(monkeypatch, shift, size):
     """The docstring's formula in torch's own operations, one layer at a time."""
+    in_small_blocks(monkeypatch, size)
     torch.manual_seed(4)
     tol, layers = 0.5, []
     lowers, uppers = [], []
