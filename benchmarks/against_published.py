@@ -32,6 +32,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimiser would load it, on both sides: 48 MiB that are not training's
 from measuring import Worker, circumstances, in_turn, ratio, resident_mib, work_for
 
 from expressive_losses import config as configs

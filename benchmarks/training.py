@@ -8,7 +8,8 @@
 Images are random: neither time nor memory depends on what they show. All figures are of a step after the ramp (for
 ``growth`` and ``memory`` within it, where the regulariser costs most). On a CPU the time is the processor's, on the
 threads that are named in the row: on a machine with nothing else to do it passes as fast. ``floor_ms`` is the step's
-convolutions and matrix products at the rate of the machine's best (1024 x 1024 matrices, measured beside it).
+convolutions and matrix products at the rate of the machine's best (1024 x 1024 matrices, measured beside it). Updates
+are not captured here; benchmarks/gpu.py compares.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def trainer_of(
     assignments = (
         f"method={method}", f"model={network}", f"training.batch_size={batch}", "training.epochs=8", "training.l1=1e-6",
         "eps={target: 0.1, schedule: {name: smoothed, warmup: 0, length: 4, unit: epochs}}",
-        "attack={name: pgd, steps: 1, step_size: 10}",
+        "attack={name: pgd, steps: 1, step_size: 10}", "training.capture=never",
     )  # fmt: skip
     config = configs.load(None, [configs.parse_assignment(text) for text in (*assignments, *extra)])
     generator = torch.Generator().manual_seed(0)
@@ -175,11 +176,10 @@ def trainer_of(
 
 
 def one_step(trainer: Trainer, progress: float) -> None:
-    """Do one update at a share of the run, and wait for it."""
+    """Do one update at a share of the run."""
     trainer.step = int(progress * trainer.steps)
     indices = torch.arange(trainer.config.training.batch_size, device=trainer.train.device)
     trainer._add(trainer.train_step(indices, trainer.radii(trainer.step)))
-    wait(trainer.train.device)
 
 
 def wait(device: torch.device) -> None:
@@ -194,30 +194,33 @@ def clock(device: torch.device) -> float:
 
 
 def seconds_of(trainer: Trainer, progress: float, count: int = 1) -> float:
-    """Return the seconds of a step."""
+    """Return the seconds of a step; a GPU is waited for at the end."""
+    wait(trainer.train.device)
     began = clock(trainer.train.device)
     for _ in range(count):
         one_step(trainer, progress)
+    wait(trainer.train.device)
     return (clock(trainer.train.device) - began) / count
 
 
 def flops_of(trainer: Trainer, progress: float) -> int:
     """Return the floating-point operations of a step's convolutions and matrix products; a multiply-add is two."""
-    one_step(trainer, progress)  # what is done once is no part of it
-    with _FlopCounter() as counter:
-        one_step(trainer, progress)
+    with trainer.updates.one_by_one():
+        one_step(trainer, progress)  # what is done once is no part of it
+        with _FlopCounter() as counter:
+            one_step(trainer, progress)
     return counter.total
 
 
-def matrix_rate(device: str) -> float:
-    """Return the operations a second of a product of two 1024 x 1024 matrices, the best of twenty."""
-    a, best = torch.randn(1024, 1024, device=device), float("inf")
+def matrix_rate(device: str, size: int = 1024) -> float:
+    """Return the operations a second of a product of two square matrices, the best of twenty."""
+    a, best = torch.randn(size, size, device=device), float("inf")
     for _ in range(20):
         began = clock(a.device)
         a @ a
         wait(a.device)
         best = min(best, clock(a.device) - began)
-    return 2 * 1024**3 / best
+    return 2 * size**3 / best
 
 
 def breakdown(trainer: Trainer, progress: float) -> dict[str, float]:
@@ -228,7 +231,7 @@ def breakdown(trainer: Trainer, progress: float) -> dict[str, float]:
         "bounds": (step, "_bounds"), "attack": (type(trainer.config.attack), "__call__"),
         "backward": (type(trainer.config.method), "backward"), "optimiser": (trainer.updates.optimizer, "step"),
     }  # fmt: skip
-    with timed(places, spent, trainer.train.device):
+    with trainer.updates.one_by_one(), timed(places, spent, trainer.train.device):
         total = seconds_of(trainer, progress)
     found = {name: round(1000 * seconds, 2) for name, seconds in spent.items()}
     return {**found, "other": round(1000 * total - sum(found.values()), 2)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,15 @@ class Updates:
                     self._give_up_graphs(str(error))
                     self.generator.manual_seed(seed)
             return self._update(indices, radii, rate)
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Do updates without graphs inside the context: what an update does can be watched then."""
+        graphs, self.graphs = self.graphs, None
+        try:
+            yield
+        finally:
+            self.graphs = graphs
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from expressive_losses import experiment
+from expressive_losses.capture import STEPS_BEFORE
 from expressive_losses.config import Config
 from expressive_losses.run import RunDirectory
 from expressive_losses.trainer import Trainer
@@ -87,9 +88,13 @@ def _phases(trainer: Trainer) -> dict[str, int]:
 def _cost(trainer: Trainer, step: int) -> Cost:
     indices = torch.arange(min(trainer.config.training.batch_size, len(trainer.train)), device=trainer.train.device)
     trainer.step, radii = step, trainer.radii(step)
-    trainer.train_step(indices, radii)  # what is done once (tracing) is no part of it, and cannot be counted
-    with _FlopCounter() as counter:
-        trainer.train_step(indices, radii)
+    with trainer.updates.one_by_one():
+        trainer.train_step(indices, radii)  # what is done once (tracing) is no part of it, and cannot be counted
+        with _FlopCounter() as counter:
+            trainer.train_step(indices, radii)
+    if trainer.updates.graphs is not None:
+        for _ in range(STEPS_BEFORE + 1):  # until it has its graph
+            trainer.train_step(indices, radii)
     started = time.perf_counter()
     for _ in range(_TIMED_STEPS):
         terms = trainer.train_step(indices, radii)
