@@ -7,9 +7,11 @@ range are errors that name the key.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -222,13 +224,19 @@ def parse_yaml(text: str, source: str = "text") -> Any:
         loader.dispose()
 
 
+@lru_cache(maxsize=1024)
+def _document(text: str, source: str) -> Any:
+    """Return the value of a document, read once: hundreds of configs extend the same few, and YAML is slow to read."""
+    return parse_yaml(text, source)
+
+
 def read(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the mapping of a YAML file with what it ``extends`` merged underneath."""
     path = Path(path)
     if path.resolve() in _seen:
         raise UserError(f"{path}: 'extends' goes in a circle")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        values = copy.deepcopy(_document(path.read_text(encoding="utf-8"), path.name))
     except OSError as error:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

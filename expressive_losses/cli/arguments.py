@@ -35,7 +35,7 @@ Prove, or refute with a counterexample, that a trained classifier keeps its pred
   verify.py --model network.onnx --dataset mnist --eps 0.1             networks that were not trained here
   verify.py check|merge|export|report --help                          tools for what was written
 
-Images go through: clean prediction, PGD attack, then the bounds, each seeing only what is still undecided.
+Images go through: clean prediction, interval bounds, PGD attack, then the other bounds, each seeing only what is left.
 Only images with every margin proven positive count as verified; what is undecided does not.
 """
 
