@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from expressive_losses.bounds import BoundedNetwork, record_statistics, use_statistics
+from expressive_losses.bounds import BoundedNetwork, lirpa, record_statistics, use_statistics
 from expressive_losses.errors import UserError
 from expressive_losses.models import Model
 from expressive_losses.registry import MODELS
@@ -227,6 +227,26 @@ def test_ibp_out_of_the_pass_of_crown_ibp_is_ibp(name):
         theirs = torch.autograd.grad(network.margins(box, labels, method).sum(), network.parameters())
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["crown", "alpha_crown"])
+@pytest.mark.parametrize("name", ["cnn_tiny", "mlp", "resnet"])
+def test_crown_in_parts_over_the_margins_is_the_same(monkeypatch, name, method):
+    """Every margin in a pass of its own, from the hidden bounds of the first one's; alpha-CROWN starts from there."""
+    network = instance(name)
+    x, labels = data(network)
+    options = {"iterations": 2} if method == "alpha_crown" else {}
+    whole = network.bounds(Box.around(x, 0.05), labels, method, **options)
+    passes, compute = [], lirpa.Graph._compute
+    monkeypatch.setattr(lirpa, "MOST_COEFFICIENTS", 1)
+    monkeypatch.setattr(lirpa.Graph, "_compute", lambda *given, **more: passes.append(1) or compute(*given, **more))
+    parts = network.bounds(Box.around(x, 0.05), labels, method, **options)
+    assert len(passes) == CLASSES - 1 + (method == "alpha_crown")
+    torch.testing.assert_close(parts.margins, whole.margins, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(parts.relu_inputs, whole.relu_inputs, strict=True):
+        torch.testing.assert_close(ours.lower, theirs.lower)
+        torch.testing.assert_close(ours.upper, theirs.upper)
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_me
 from expressive_losses.types import Bounds, Box
 
 _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_crown": "CROWN-Optimized"}
+#: Coefficients of one layer at once in CROWN's pass from the margins, in numbers: 128 MiB of float32.
+MOST_COEFFICIENTS = 2**25
 
 
 class Graph:
@@ -88,6 +90,8 @@ class Graph:
                 return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
             if method == "ibp_logits":
                 return self._ibp_logits(box, matrices)
+            if method == "crown":
+                return self._crown(box, matrices)
             return self._compute(box, matrices, method)
 
     def ibp_and_crown_ibp(
@@ -137,12 +141,12 @@ class Graph:
             {"optimize_bound_args": {"iteration": iterations, "lr_alpha": lr, "lr_decay": decay}}
         )
         with torch.no_grad():
-            start = self._compute(box, matrices, "crown")
+            start = self._crown(box, matrices)
         if not self._can_optimise:  # the network is affine, and CROWN exact
             return start
-        fixed = self._named(start.relu_inputs) if fix_intermediate else None
+        fixed = {self._fixed_keyword: self._named(start.relu_inputs)} if fix_intermediate else {}
         with torch.enable_grad(), self._frozen_parameters():
-            found = self._compute(box, matrices, "alpha_crown", fixed)
+            found = self._compute(box, matrices, "alpha_crown", **fixed)
         margins = torch.maximum(found.margins.detach(), start.margins)
         return Bounds(margins, box, start.relu_inputs if fix_intermediate else found.relu_inputs)
 
@@ -161,13 +165,22 @@ class Graph:
             for parameter, flag in zip(self._model.parameters(), flags, strict=True):
                 parameter.requires_grad_(flag)
 
-    def _compute(self, box: Box, matrices: Tensor, method: str, fixed: dict | None = None) -> Bounds:
-        x = self._input(box)
-        intermediate = {} if fixed is None else {self._fixed_keyword: fixed}
-        if method == "crown":
-            intermediate["reference_bounds"] = self._interval_references(x)
+    def _crown(self, box: Box, matrices: Tensor) -> Bounds:
+        """Bound by CROWN, the rows of the matrices in parts where there are many.
+
+        The bounds on the hidden layers come out of the first part and serve the others: a part costs one backward pass.
+        """
+        references = self._interval_references(self._input(box))
+        largest = max((lower[0].numel() for lower, _ in references.values()), default=1)
+        first, *rest = matrices.split(max(1, MOST_COEFFICIENTS // (len(matrices) * largest)), dim=1)
+        found = self._compute(box, first, "crown", reference_bounds=references)
+        fixed = {self._fixed_keyword: self._named(found.relu_inputs)} if rest else {}
+        margins = [found.margins, *(self._compute(box, part, "crown", **fixed).margins for part in rest)]
+        return Bounds(torch.cat(margins, 1), box, found.relu_inputs)
+
+    def _compute(self, box: Box, matrices: Tensor, method: str, **intermediate: dict[str, list[Tensor]]) -> Bounds:
         lower, _ = self._bounded.compute_bounds(
-            x=(x,), C=matrices, method=_METHODS[method], bound_upper=False, **intermediate
+            x=(self._input(box),), C=matrices, method=_METHODS[method], bound_upper=False, **intermediate
         )
         return Bounds(lower, box, self._relu_inputs())
 
