@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -266,12 +267,13 @@ def install(mutation: Mutation) -> None:
     sys.meta_path.insert(0, _Finder(mutation))
 
 
-def main(out: Path | None) -> int:
+def main(out: Path | None, jobs: int) -> int:
     """Try all mutations; print which were noticed, append a row to ``out``, return 1 if one was not."""
     started, found = time.monotonic(), {}
-    for mutation in MUTATIONS:
-        found[mutation.name] = violations(mutation)
-        print(f"{'noticed' if found[mutation.name] else 'MISSED':<9}{mutation.name}", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:  # each waits for a process of its own
+        for mutation, count in zip(MUTATIONS, pool.map(violations, MUTATIONS), strict=True):
+            found[mutation.name] = count
+            print(f"{'noticed' if count else 'MISSED':<9}{mutation.name}", flush=True)
     missed = [name for name, count in found.items() if not count]
     print(f"{len(found) - len(missed)} of {len(found)} mutations noticed")
     if out:
