@@ -117,6 +117,53 @@ def test_case_c_weak_attack_keeps_the_verified_gradient(projection):
     torch.testing.assert_close(problem.theta.grad, torch.tensor([0.24 * 3 - (1 + 1.5) * 2, 0.24 * 4]))
 
 
+@pytest.mark.parametrize(
+    ("b", "slope", "case", "kappa"),
+    [
+        ((-4.0, 3.0), 1.0, [0, 1, 0], [1, 0, 0]),  # product 0 counts as conflict: nothing to project
+        ((-4.0, 3.0), 6.0, [0, 0, 1], [0, 1, 0.5]),
+        ((-3.5, 2.75), 1.0, [1, 0, 0], None),  # product 0.5: they agree
+        ((-3.5, 2.75), 6.0, [1, 0, 0], None),
+        ((-3.0, 0.0), 1.0, [0, 1, 0], [1, 1, 0]),  # 9 / 3^2
+        ((-3.0, 0.0), 6.0, [0, 0, 1], [9 / 25, 1, 0.5]),
+    ],
+)
+def test_cases_at_their_limits(b, slope, case, kappa):
+    logged = Problem(b, slope=slope).second()
+    assert cases(logged) == case
+    if kappa is not None:
+        assert kappas(logged) == pytest.approx(kappa)
+
+
+def test_an_attack_whose_fosc_is_the_threshold_is_strong():
+    problem = Problem(OPPOSED)
+    problem.step()
+    _, case = problem.loss.kappas(problem.memory, torch.tensor(0.5), 0.5)
+    assert case.tolist() == [0, 1, 0]
+
+
+def test_the_bisector_where_the_verified_gradient_is_the_longer_one():
+    """m1 + m2 = (3, 14): half its norm, along it."""
+    logged = Problem((0.0, 10.0)).second()
+    assert kappas(logged) == pytest.approx([math.sqrt(205) / 2 / 5, math.sqrt(205) / 2 / 10, 0])
+
+
+def test_without_memory_the_moments_are_the_last_gradients():
+    logged = Problem(OPPOSED, beta1=0.0, beta2=0.0).second()
+    assert kappas(logged) == pytest.approx([1, 1.5, 0])
+
+
+def test_fosc_is_the_mean_over_the_batch():
+    """The loss is a mean over two images: each has half its slope, and FOSC 0.1 times the whole slope."""
+    problem = Problem(OPPOSED)
+    x_adv = torch.full((2, 1), 0.5, requires_grad=True)
+    attacked = Box(torch.full((2, 1), 0.4), torch.full((2, 1), 0.6))
+    batch = BoundedBatch(torch.tensor([0, 0]), scheduled={"threshold": 0.5}, x_adv=x_adv, attacked=attacked)
+    terms = {"adv_loss": problem.a @ problem.theta + 2 * x_adv.mean(), "ibp_loss": problem.b @ problem.theta}
+    logged = problem.loss.backward(batch, terms, [problem.theta], problem.memory)
+    assert float(logged["fosc"]) == pytest.approx(0.2)
+
+
 def test_norm_and_moment_differ_when_gradients_vary():
     """Adversarial gradients (3, 4), then (3, -4): beta1 = 1/2 gives m1 = (3, -4/3) with |m1|^2 = 97/9, but v1 = 5.
 
