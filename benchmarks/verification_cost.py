@@ -5,8 +5,8 @@
     python benchmarks/verification_cost.py write
 
 ``bounds`` runs each bound alone, in the batches that it chooses for a CPU, on the first images that are classified
-correctly. ``nodes`` gives one image that branch-and-bound does not decide soon more and more nodes, each time in a fresh
-process, for its peak of memory. Seconds are CPU time. ``write`` puts the tables of the committed rows into
+correctly. ``nodes`` gives one image that branch-and-bound does not decide soon more and more nodes, each time in a
+fresh process, for its peak of memory. Seconds are CPU time. ``write`` puts the tables of the committed rows into
 docs/performance.md; a test compares them.
 """
 
@@ -108,7 +108,8 @@ def one_search(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **about, "eps": eps, "what": "nodes", "image": options.image, "max_nodes": options.max_nodes,
         "nodes": tree.nodes, "neurons": search._reduced.neurons.count, "open": len(tree),
-        "worst": round(tree.worst, 4) if len(tree) else None, "verified": tree.verified, "falsified": tree.witness is not None,
+        "worst": round(tree.worst, 4) if len(tree) else None,
+        "verified": tree.verified, "falsified": tree.witness is not None,
         "cpu_seconds": round(time.process_time() - began, 2), "added_mib": round(peak_mib() - before),
         "tree_mib": round(sum(tensor.nbytes for part in tree._parts for tensor in part.tensors()) / 2**20, 1),
     }  # fmt: skip
@@ -156,7 +157,8 @@ def with_tables(text: str) -> str:
     for what, name, table in (("bound", "bounds", bounds_table), ("nodes", "nodes", nodes_table)):
         made = table([row for row in rows if row["what"] == what])
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        text, count = re.subn(f"{begin}.*?{end}", lambda _, made=made: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL)
+        new = f"{begin}\n{made}\n{end}"
+        text, count = re.subn(f"{begin}.*?{end}", lambda _, new=new: new, text, flags=re.DOTALL)
         assert count == 1, name
     return text
 

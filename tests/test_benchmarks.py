@@ -17,6 +17,13 @@ def load(name: str):
     return module
 
 
+def test_tables_of_the_cost_of_verification_are_those_of_the_rows(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    benchmark = load("verification_cost")
+    text = benchmark.DOCUMENT.read_text(encoding="utf-8")
+    assert benchmark.with_tables(text) == text, "run: python benchmarks/verification_cost.py write"
+
+
 def test_tables_of_branch_and_bound_are_those_of_the_rows():
     benchmark = load("branch_and_bound")
     text = benchmark.DOCUMENT.read_text(encoding="utf-8")

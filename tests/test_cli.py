@@ -126,6 +126,10 @@ def test_radius_report_and_export(trained, capsys):
     assert verify_main(shlex.split(line + " --report")) == 0
     files = {"radius.jsonl", "radius.json", "radius.png", "report.html", "report.md"}
     assert files <= {path.name for path in out.iterdir()}
+    capsys.readouterr()
+    assert verify_main(shlex.split(f"check {out} --model {trained} --bounds --attack pgd")) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "radii hold in float64" in printed[0] and "bounds hold in float64" in printed[1]
     pytest.importorskip("onnx", reason="export needs the package onnx")
     assert verify_main(shlex.split(f"export --model {trained} --first 2 --out {out / 'onnx'}")) == 0
     assert len((out / "onnx" / "instances.csv").read_text().splitlines()) == 2

@@ -167,6 +167,15 @@ class Residual(nn.Module):
         return self.last(self.pool(x + self.two(x.relu())).flatten(1))
 
 
+def test_the_errors_of_an_image_do_not_depend_on_those_beside_it(monkeypatch):
+    network = networks()["pooled"]
+    box = Box.around(torch.rand(7, 1, 6, 6), EPS)
+    whole = network.rounding().over(box)
+    monkeypatch.setattr("expressive_losses.bounds.rounding.MOST_NUMBERS", 1000)  # three images at a time
+    torch.testing.assert_close(network.rounding().over(box), whole, rtol=1e-5, atol=0)
+    assert network.rounding().over(box[:0]).shape == (0,)
+
+
 def test_rounding_is_computed_anew_when_the_weights_change():
     network = networks()["chain"]
     box = Box.around(torch.rand(2, 1, 6, 6), EPS)

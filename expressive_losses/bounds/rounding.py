@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from expressive_losses.bounds.extraction import extract
 from expressive_losses.bounds.layers import Affine, Layer, LayerGraph, Reshape, Select
-from expressive_losses.errors import UnsupportedNetwork
+from expressive_losses.errors import UserError, is_out_of_memory
 from expressive_losses.types import Box
+
+#: Values of all layers at once: a handful of tensors of so many numbers are held (16 MiB each in float32).
+MOST_NUMBERS = 2**22
 
 
 class Rounding:
@@ -49,8 +52,10 @@ class Rounding:
         self.everywhere = 0.0
         try:
             self._graph = extract(model, shape, mean)
-        except UnsupportedNetwork as error:
-            self.unknown = str(error)
+        except Exception as error:  # of all kinds: a module of the user's own is traced
+            if is_out_of_memory(error):
+                raise
+            self.unknown = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             return
         one = mean.new_ones(1, *shape)
         with torch.no_grad():
@@ -66,10 +71,15 @@ class Rounding:
         """
         if self._graph is None:
             return box.lower.new_zeros(len(box))
+        size = max(1, MOST_NUMBERS // sum(layer.size for layer in self._graph.layers))
+        parts = [box[begin : begin + size] for begin in range(0, max(1, len(box)), size)]
+        return torch.cat([self._over(part, dtype or box.lower.dtype) for part in parts])
+
+    def _over(self, box: Box, dtype: torch.dtype) -> Tensor:
         normalised = Box((box.lower - self._mean) / self._std, (box.upper - self._mean) / self._std)
         boxes = self._graph.intervals(normalised)
         magnitudes = [torch.maximum(one.lower.abs(), one.upper.abs()) for one in boxes]
-        return self._of(magnitudes, boxes, box.upper, dtype or box.lower.dtype)
+        return self._of(magnitudes, boxes, box.upper, dtype)
 
     def _of(
         self, magnitudes: Sequence[Tensor], boxes: Sequence[Box] | None, pixels: Tensor, dtype: torch.dtype
