@@ -8,6 +8,7 @@ the device, and keeps one graph for each structure of a step.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
@@ -107,7 +108,8 @@ class CudaRecorder:
         """Do it beside the default stream, as torch's notes on CUDA graphs ask for."""
         current = torch.cuda.current_stream(self._side.device)
         self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
+        with torch.cuda.stream(self._side), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*capturable=True")  # an optimiser's, that there is no graph yet
             terms = work()
         current.wait_stream(self._side)
         return terms
@@ -115,11 +117,11 @@ class CudaRecorder:
     def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
         """Record it, which launches nothing, then launch it."""
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._generator)
         try:
+            graph.register_generator_state(self._generator)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 terms = work()
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter: a torch that cannot register generators
             raise CannotCapture(str(error).strip().partition("\n")[0]) from error
         graph.replay()
         return terms, graph.replay

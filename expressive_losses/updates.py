@@ -72,10 +72,10 @@ class Updates:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`, on the network's device; the optimiser's settings stay those of the config."""
-        groups = [dict(group) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(own)
+        saved, own = state["optimizer"], self.optimizer.state_dict()
+        if len(saved["param_groups"]) != len(own["param_groups"]):
+            raise ValueError("other groups of parameters")
+        self.optimizer.load_state_dict({**saved, "param_groups": own["param_groups"]})
         self.memory = {name: value.to(self.train.device) for name, value in state["method"].items()}
 
     def _new_graphs(self) -> Graphs | None:

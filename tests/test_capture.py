@@ -148,6 +148,21 @@ def test_a_step_that_cannot_be_captured_is_done_without(tmp_path, monkeypatch):
     assert all(torch.isfinite(terms["total"]) for terms in found)
 
 
+def test_a_captured_training_goes_on_without_a_gpu(tmp_path):
+    """The optimiser's settings are those of the place: no tensor for a learning rate, nothing capturable."""
+    settings = (*SETTINGS, *CONSTANT)
+    trainer = trainer_of(tmp_path / "captured", *settings)
+    steps_of(trainer, Graphs(TapeRecorder(), 60, "cpu"), FEW)
+    state = trainer.updates.state_dict()
+    for group in state["optimizer"]["param_groups"]:
+        group["capturable"] = True
+    other = trainer_of(tmp_path / "plain", *settings)
+    other.updates.load_state_dict(state)
+    (group,) = other.updates.optimizer.param_groups
+    assert (group["lr"], group["capturable"]) == (0.01, False)
+    assert float(other.updates.optimizer.state_dict()["state"][0]["step"]) == FEW
+
+
 def test_insisting_where_there_can_be_no_graph(tmp_path):
     with pytest.raises(UserError, match="the device is no CUDA GPU; set it to auto"):
         trainer_of(tmp_path, "training.capture=always")
