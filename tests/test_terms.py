@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 
+from expressive_losses.losses.adv_ibp import first_order_stationarity
+from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import EPS_SCHEDULES, LOSSES, LR_SCHEDULES
+from expressive_losses.regularizers import shi_regularizer
 from expressive_losses.schedules import EpsSchedule
-from expressive_losses.types import BoundedBatch, Box, Clock, Progress, specification
+from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress, specification
 
 HALFWAY = Progress(0.5, step=5, clock=Clock(1, 20), ramp_end=10)
 # Two images of two classes, label 0: adversarial margins 2 and -1, IBP margins -1 and -3, CROWN-IBP margins 0 and 1.
@@ -130,3 +133,49 @@ def test_boxes_of_some_samples():
 
 def test_the_specification_has_the_dtype_that_is_asked_for():
     assert specification(torch.tensor([1]), 3, torch.float64).dtype == torch.float64
+
+
+def regulariser_of_a_layer(tol: float, scale: float) -> float:
+    """Shi et al.'s terms of four neurons with centres 4, 9, -2 and 0.5 times ``scale``, the input's half-width 0.1.
+
+    Two are surely active, one inactive, one neither.
+    """
+    centers = [4 * scale, 9 * scale, -2 * scale, 0.5 * scale]
+    mean, width = sum(centers) / 4, (2 + 1 + 1 + 1.5) * scale / 4
+    tightness = max(tol - 0.1 / width, 0) / tol
+    of_means = (2 / 4) / (13 / 4)
+    of_variances = (centers[2] - mean) ** 2 / ((centers[0] - mean) ** 2 + (centers[1] - mean) ** 2)
+    return tightness + (max(tol - of_means, 0) + max(tol - of_variances, 0)) / tol
+
+
+@pytest.mark.parametrize(("tol", "fraction"), [(0.8, 0.25), (0.5, 0.0)])
+def test_shis_regulariser_by_hand(tol, fraction):
+    lower, upper = torch.tensor([[2.0, 8.0, -3.0, -1.0]]), torch.tensor([[6.0, 10.0, -1.0, 2.0]])
+    layers = (Box(lower, upper), Box(0.1 * lower, 0.1 * upper))
+    bounds = Bounds(torch.zeros(1, 2), Box(torch.zeros(1, 3), torch.full((1, 3), 0.2)), layers)
+    expected = 0.6 * (1 - fraction) * (regulariser_of_a_layer(tol, 1.0) + regulariser_of_a_layer(tol, 0.1)) / 2
+    assert float(shi_regularizer(bounds, fraction, 0.6, tol)) == pytest.approx(expected, rel=1e-5)
+    published = float(shi_regularizer(bounds, fraction, 0.5, 0.5))
+    assert float(shi_regularizer(bounds, fraction)) == published
+
+
+def test_verified_losses_of_single_images():
+    margins = torch.tensor([[1.0], [-2.0]])
+    each = verified_cross_entropy(margins, "none")
+    assert each.tolist() == pytest.approx([softplus(-1), softplus(2)])
+    assert float(verified_cross_entropy(margins)) == pytest.approx(sum(each.tolist()) / 2)
+
+
+def test_stationarity_is_one_number_an_image():
+    """To the corner: 2 * 0.1 + 1 * 0.3 and 1 * 0.2 + 3 * 0.4."""
+    box = Box(torch.zeros(2, 2), torch.full((2, 2), 0.5))
+    x = torch.tensor([[0.4, 0.3], [0.3, 0.1]])
+    gradient = torch.tensor([[2.0, -1.0], [1.0, 3.0]])
+    assert first_order_stationarity(gradient, x, box).tolist() == pytest.approx([0.5, 1.4])
+
+
+def test_the_threshold_falls_within_what_is_left_of_the_run():
+    """10 steps an epoch, 2 epochs, the ramp ends at step 15: halfway through the last half epoch."""
+    loss = LOSSES.build({"name": "adv_ibp", "fosc_max": 0.4})
+    now = Progress(1.0, step=17, clock=Clock(10, 2), ramp_end=15)
+    assert loss.threshold(now) == pytest.approx(0.4 * (1 - 2 / 5))
