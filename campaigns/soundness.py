@@ -271,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks", type=int, default=1_000_000, help="(network, box, point) triples; default 1e6")
     parser.add_argument("--seed", type=int, default=0, help="the first network's")
     parser.add_argument("--mutations", action="store_true", help="break the package on purpose instead")
+    parser.add_argument("--only", default=":", metavar="BEGIN:END", help="a part of the list of mutations")
     parser.add_argument("--jobs", type=int, default=1, help="mutations tried at once")
     parser.add_argument("--out", type=Path, help="append a row to this file")
     options = parser.parse_args(arguments)
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.mutations:
         from campaigns import mutations
 
-        return mutations.main(options.out, options.jobs)
+        return mutations.main(options.out, options.jobs, options.only)
     campaign = Campaign(options.seed).run(options.checks)
     print(table(campaign))
     if options.out:
