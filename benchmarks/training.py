@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="networks (for growth: sizes), with commas between")
     parser.add_argument("--batch", type=int, help="in place of the usual ones, which are for a CPU")
+    parser.add_argument("--missing", action="store_true", help="memory: only what has no row in results/ yet")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,9 +116,13 @@ def steps(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def memory(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the peak of one process for each method, network and batch, in the ramp (with the regulariser)."""
     batches = {"cnn_small": (64, 256), "dm_small": (32, 128), "cnn7": (16, 64)}
+    known = rows_of(ROOT / "results" / "memory.jsonl") if options.missing else []
+    done = {(row["network"], tuple(row["shape"]), row["batch"], row["method"]) for row in known}
     for network, shape, _ in chosen(options):
         for batch in batches[network]:
             for method in ("standard", "adversarial", "ibp", "mtl_ibp", "crown_ibp"):
+                if (network, shape, batch, method) in done:
+                    continue
                 asked = {"network": network, "shape": shape, "batch": batch, "method": method, "device": options.device}
                 found = in_a_process(
                     [*sys.argv[:1], "one", "--threads", str(options.threads), "--row", json.dumps(asked)]
