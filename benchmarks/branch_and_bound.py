@@ -80,8 +80,8 @@ def stages_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         left, verified = one["natural"], 0
         lines.append(f"| clean | {one['images']} | | {one['images'] - left} misclassified | | |")
-        for name, title in STAGES.items():
-            here = decided[name]
+        for name in (stage["name"] for stage in one["settings"]["stages"] if stage["name"] in STAGES):
+            title, here = STAGES[name], decided[name]
             proven, refuted = here.get("verified", 0), here.get("falsified", 0)
             verified += proven
             shown = "" if name == "pgd" else str(proven)
