@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -190,3 +191,49 @@ def test_a_network_that_cannot_be_taken_apart_is_named():
     network = BoundedNetwork(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2)), (4,), 2).eval()
     assert "layer '1' (Sigmoid) is not supported" in network.rounding().unknown
     assert network.rounding().over(Box.around(torch.rand(3, 4), EPS)).tolist() == [0.0] * 3
+
+
+def nearly_dead(dtype: torch.dtype) -> tuple[BoundedNetwork, torch.Tensor, float]:
+    """Return f = (1 - size relu(z), 0) whose computed bound on z over the box is <= 0, the image, and the radius.
+
+    In exact arithmetic z is above 0 at the upper corner, by so much that f_0 < f_1 there.
+    """
+    eps, size = 2.0**-6, 4.0 / torch.finfo(dtype).eps
+    for seed in range(100):
+        noise = torch.Generator().manual_seed(seed)
+        x = torch.randint(30, 220, (1, 64), generator=noise).to(dtype) / 256
+        hidden, last = nn.Linear(64, 1, dtype=dtype), nn.Linear(1, 2, dtype=dtype)
+        network = BoundedNetwork(nn.Sequential(hidden, nn.ReLU(), last), (64,), 2).to(dtype).eval()
+        with torch.no_grad():
+            hidden.weight.copy_(torch.rand(1, 64, generator=noise, dtype=dtype) + 0.5)
+            last.weight.copy_(torch.tensor([[-size], [0.0]]))
+            last.bias.copy_(torch.tensor([1.0, 0.0]))
+            exact = sum(
+                (Fraction(pixel) + Fraction(eps)) * Fraction(weight)
+                for pixel, weight in zip(x[0].tolist(), hidden.weight[0].tolist(), strict=True)
+            )
+            hidden.bias.fill_(-float(exact))
+            while _upper(network, x, eps) > 0:
+                hidden.bias.copy_(torch.nextafter(hidden.bias, torch.full_like(hidden.bias, -torch.inf)))
+        if 1 - Fraction(size) * (exact + Fraction(hidden.bias.item())) < 0:
+            return network, x, eps
+    pytest.fail("no such network among a hundred")
+
+
+@torch.no_grad()
+def _upper(network: BoundedNetwork, x: torch.Tensor, eps: float) -> float:
+    found = network.bounds(Box.around(x, eps), torch.zeros(1, dtype=torch.long), "ibp")
+    return float(found.relu_inputs[0].upper)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown", "bab"])
+def test_a_neuron_that_only_rounding_shuts_proves_nothing(name, dtype):
+    """The smallest margin is below 0; computed, the ReLU is 0 over the whole box and the margin 1."""
+    network, x, eps = nearly_dead(dtype)
+    with computing_in(dtype):
+        problem = Problem.of(network, x, torch.zeros(1, dtype=torch.long), eps)
+        found = VERIFIERS.build(name)(network, problem)
+    assert found.status == (Status.UNKNOWN,), found.margins
+    if name in ("ibp", "crown"):
+        assert float(found.margins) == pytest.approx(1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ class Rounding:
 
         error of the layer = abs(W) (error of x + m) + abs(b),   in units of the roundoff,
 
-    and 0 where a ReLU is 0 over the whole box. Large activations that cancel into small logits leave large errors,
+    and 0 where a ReLU is 0 over the whole box, also if rounding errs as much as it can at worst: a bound at -1e-8 may
+    stand for one above 0, in front of any weight. Large activations that cancel into small logits leave large errors,
     which the logits do not show. What linear relaxations (CROWN) add up goes through the same weights and is no larger.
     A margin is a difference of two logits: its error is twice that of the largest, times u, half the machine epsilon.
 
@@ -84,13 +86,14 @@ class Rounding:
     def _of(
         self, magnitudes: Sequence[Tensor], boxes: Sequence[Box] | None, pixels: Tensor, dtype: torch.dtype
     ) -> Tensor:
+        unit, worst = self._units(dtype) * torch.finfo(dtype).eps, self._worst_units * torch.finfo(dtype).eps
         errors = [(pixels + self._mean.abs()) / self._std]  # the corners of the box are rounded, and its normalisation
-        for at, layer in enumerate(self._graph.layers[1:], start=1):
+        for layer in self._graph.layers[1:]:
             error = _error(layer, [errors[i] for i in layer.inputs], [magnitudes[i] for i in layer.inputs])
             if layer.kind == "relu" and boxes is not None:
-                error = error * (boxes[at].upper > 0)
+                error = error * (boxes[layer.inputs[0]].upper + worst * error > 0)
             errors.append(error)
-        return self._units(dtype) * torch.finfo(dtype).eps * errors[-1].amax(1)
+        return unit * errors[-1].amax(1)
 
     def _magnitudes(self, pixels: Tensor) -> list[Tensor]:
         """Return bounds on the absolute values of every layer for images in [0, 1], signs ignored."""
@@ -105,8 +108,11 @@ class Rounding:
         return found
 
     def _units(self, dtype: torch.dtype) -> int:
-        if dtype != torch.float64:
-            return 1
+        return self._worst_units if dtype == torch.float64 else 1
+
+    @cached_property
+    def _worst_units(self) -> int:
+        """Every addition from the input to a logit, once more for each layer."""
         affine = [layer for layer in self._graph.layers if isinstance(layer, Affine)]
         return (1 + len(affine)) * sum(_terms(layer) + 8 for layer in affine)
 
