@@ -19,7 +19,7 @@ from expressive_losses.cli.train import overrides, train, train_parser
 from expressive_losses.cli.verify import verify
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
-from expressive_losses.experiments import grid, render
+from expressive_losses.experiments import grid, render, runner
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.execute import execute
@@ -192,6 +192,22 @@ def test_a_runner_goes_on_in_the_middle_of_a_cell(tmp_path, capsys):
     assert len(after) == 3
     assert after[0] == before[0], "kept, with its seconds: not trained again"
     assert "1 done" in capsys.readouterr().out
+
+
+def test_the_row_of_a_cell_is_written_when_the_cell_is_done(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    done = []
+
+    def attempt(job):
+        if done:
+            raise KeyboardInterrupt
+        done.append(execute(job.cell, job.root, torch.device("cpu"), job.data_root))
+        return runner.Result(job.cell, "done")
+
+    monkeypatch.setattr(runner, "_attempt", attempt)
+    with pytest.raises(KeyboardInterrupt):
+        run(path)
+    assert [row["labels"]["alpha"] for row in rows_of(path)] == ["0.1"]
 
 
 def test_a_cell_of_another_runner_is_left_alone_and_waited_for(tmp_path, capsys):

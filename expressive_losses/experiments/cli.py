@@ -35,7 +35,8 @@ def run_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
     experiments = [load(path) for path in options.files]
-    todo = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
+    grids = [grid.cells(one, options.scale, options.seeds) for one in experiments]
+    todo = [cell for cells in grids for cell in cells if cell.runs]
     if options.shard:
         index, count = parse_shard(options.shard)
         todo = grid.shard(todo, index, count)
@@ -45,7 +46,14 @@ def run_command(arguments: Sequence[str]) -> None:
     root = options.runs / "cells"
     began = time.monotonic()
     jobs = [Job(cell, root, options.device, options.data_dir) for cell in todo]
-    results = run(jobs, options.jobs, lambda line: print(line, flush=True))
+
+    def keep(cell: grid.Cell) -> None:
+        """Write the row of a cell at once: whatever happens to the others, it is there."""
+        for one, cells in zip(experiments, grids, strict=True):
+            if any(cell is mine for mine in cells):
+                _collect(one, [cell], options, root)
+
+    results = run(jobs, options.jobs, lambda line: print(line, flush=True), keep)
     for one in experiments:
         _render(one, options, root)
     _summary(results, time.monotonic() - began)
@@ -169,14 +177,25 @@ def _list(cells: Sequence[grid.Cell]) -> None:
 
 
 def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> None:
+    _collect(experiment, grid.cells(experiment, options.scale, options.seeds), options, root, rendered=True)
+
+
+def _collect(
+    experiment: Experiment,
+    cells: Sequence[grid.Cell],
+    options: argparse.Namespace,
+    root: Path,
+    rendered: bool = False,
+) -> None:
+    """Write the rows of the cells that are done; then render the whole table, if asked for."""
     results = options.results or options.runs / "results"
-    cells = grid.cells(experiment, options.scale, options.seeds)
     path = rows_file(experiment, options.scale, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _patient_lock(path.parent)
     try:
         collect(cells, root, path)
-        print(report(experiment, options.scale, results, options.seeds))
+        if rendered:
+            print(report(experiment, options.scale, results, options.seeds))
     finally:
         lock.release()
 

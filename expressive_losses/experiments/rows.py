@@ -20,7 +20,7 @@ Identity = tuple[str, ...]
 def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     """Write the rows of all cells that are done, in the order of the grid; return how many there are.
 
-    Rows of the file whose cells are not in ``root`` (another machine's, another seed's) are kept.
+    Rows of the file whose cells are not in ``root`` (another machine's, another seed's) are kept, before them.
 
     Args:
         cells: of the experiment.
@@ -31,9 +31,9 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     for cell in cells:
         row = row_of_cell(cell, root) if cell.runs else None
         if row is not None:
-            mine, by_hand = _identities(cell)
-            known.pop(by_hand, None)
-            known[mine] = row
+            for former in _identities(cell):
+                known.pop(former, None)
+            known[identity(row)] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
     return len(known)

@@ -56,20 +56,26 @@ class Result:
     error: str = ""
 
 
-def run(jobs: Sequence[Job], processes: int, say: Callable[[str], None]) -> list[Result]:
+def run(
+    jobs: Sequence[Job],
+    processes: int,
+    say: Callable[[str], None],
+    done: Callable[[Cell], None] = lambda cell: None,
+) -> list[Result]:
     """Do the cells; those that another process works on are waited for at the end.
 
     Args:
         jobs: cells that train the same network may come several times.
         processes: at once; more than one share the CPU's cores, or take the GPUs in turn.
         say: gets a line for each cell.
+        done: gets each cell that was done, as soon as it is.
 
     Returns:
         The results of all jobs.
     """
     results, left = [], list(jobs)
     while left:
-        finished = list(_pass(left, processes, say, len(jobs) - len(left)))
+        finished = list(_pass(left, processes, say, done, len(jobs) - len(left)))
         results += [result for result in finished if result.state != "busy"]
         busy = {id(result.cell) for result in finished if result.state == "busy"}
         left = [job for job in left if id(job.cell) in busy]
@@ -78,10 +84,14 @@ def run(jobs: Sequence[Job], processes: int, say: Callable[[str], None]) -> list
     return results
 
 
-def _pass(jobs: Sequence[Job], processes: int, say: Callable[[str], None], before: int) -> Iterator[Result]:
+def _pass(
+    jobs: Sequence[Job], processes: int, say: Callable[[str], None], done: Callable[[Cell], None], before: int
+) -> Iterator[Result]:
     """Try each cell once."""
     attempt = _here(jobs) if processes == 1 else _in_processes(jobs, processes)
     for number, result in enumerate(attempt, before + 1):
+        if result.state == "done":
+            done(result.cell)
         if result.state != "busy":
             say(f"[{number}] {result.state}: {described(result.cell)} {result.error}".rstrip())
         yield result
