@@ -31,6 +31,7 @@ from expressive_losses.bounds import (
 )
 from expressive_losses.config import TrainingConfig
 from expressive_losses.distributed import counted_once, gathered
+from expressive_losses.errors import UserError
 from expressive_losses.losses.base import Loss
 from expressive_losses.regularizers import l1_norm, shi_regularizer
 from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress
@@ -81,9 +82,15 @@ def numbers_of(loss: Loss, radii: Radii) -> dict[str, float]:
     """Return, by name, the numbers of a step that come from schedules.
 
     "bounded" and "attacked" (radii in pixel units), "fraction" (of the ramp), and the loss's own.
+
+    Raises:
+        UserError: the loss calls one of its numbers like those, or like the learning rate.
     """
-    own = {"bounded": radii.bounded or WARMUP_EPS, "attacked": radii.attacked, "fraction": radii.fraction}
-    return {**loss.scheduled(radii.now), **own}
+    step = {"bounded": radii.bounded or WARMUP_EPS, "attacked": radii.attacked, "fraction": radii.fraction}
+    own = loss.scheduled(radii.now)
+    if taken := sorted(own.keys() & {*step, "lr"}):
+        raise UserError(f"loss '{loss.name}': scheduled() may not return '{taken[0]}', each step has one; rename it")
+    return {**own, **step}
 
 
 def evaluate_batch(*arguments, **options) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.initialize import shi_initialize
+from expressive_losses.precision import exact_float32
 from expressive_losses.progress import TrainingProgress
 from expressive_losses.run import RunDirectory
 from expressive_losses.schedules import Clock
@@ -125,6 +126,7 @@ class Trainer:
         """Do one update on the images of these indices; return its scalars, detached and still on the device."""
         return self.updates(self.step, indices, radii)
 
+    @exact_float32()
     def _refresh(self) -> None:
         """Compute BatchNorm's running statistics anew over the training set, for the weights as they are.
 

@@ -123,6 +123,14 @@ def gradients(method: str, as_tensors: bool) -> list[torch.Tensor]:
     return [terms["total"].detach(), *(p.grad for p in parameters)]
 
 
+@pytest.mark.parametrize("name", ["lr", "bounded", "attacked", "fraction"])
+def test_a_loss_cannot_replace_a_number_of_the_step(name):
+    """It would train with that as its learning rate, on a GPU only."""
+    loss = type("Greedy", (type(LOSSES.build("ibp")),), {"scheduled": lambda self, now: {name: 7.0}})()
+    with pytest.raises(UserError, match=f"may not return '{name}', each step has one; rename it"):
+        numbers_of(loss, Radii(0.1, 0.1, 0.5))
+
+
 def test_a_graph_would_repeat_a_number_of_the_host():
     """What all this is about: the tape that stands for a graph does it too."""
     host = [1.0]

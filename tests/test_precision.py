@@ -62,3 +62,13 @@ def test_a_training_in_tf32_is_evaluated_in_float32(tmp_path, monkeypatch):
     monkeypatch.setattr(BoundedNetwork, "bounds", noted("verified", bounds))
     accuracies(trainer.network, trainer.held_out, 0.1)
     assert seen == {"training": (True, True), "natural": (False, False), "verified": (False, False)}
+
+
+def test_statistics_that_a_checkpoint_keeps_are_in_full_float32(tmp_path, monkeypatch):
+    seen = []
+    trainer = trainer_of(tmp_path, "training.precision=tf32")
+    trainer.step = 1
+    monkeypatch.setattr("expressive_losses.trainer.refresh_population_statistics", lambda *_: seen.append(flags()))
+    with training_precision("tf32"):
+        trainer._refresh()
+    assert seen == [(False, False)]
