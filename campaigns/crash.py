@@ -70,7 +70,8 @@ class Campaign:
     def check(self, what: str, holds: bool, said: str = "") -> bool:
         """Count a trial's outcome."""
         if not holds:
-            self.failures.append(f"{what}: {' '.join(said.split())[-400:]}")
+            short = " ".join(said.replace(f"{Path.cwd()}/", "").split())  # rows name no folders of this machine
+            self.failures.append(f"{what}: {short[-400:]}")
         return holds
 
     def count(self, name: str) -> None:

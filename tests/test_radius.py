@@ -114,6 +114,16 @@ def test_resume_and_refusal(tmp_path):
         run(network, tmp_path, resume=True, steps=4)
 
 
+@pytest.mark.parametrize("key", ["radius", "failed"])
+def test_a_row_whose_radius_is_no_number_is_refused(tmp_path, key):
+    run(mlp(), tmp_path)
+    path = tmp_path / "radius.jsonl"
+    head, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([head, json.dumps({**json.loads(first), key: "0.1"}), *rest]) + "\n")
+    with pytest.raises(UserError, match=f"{key} '0.1'"):
+        read_radii(tmp_path)
+
+
 def test_no_time_no_rows(tmp_path):
     summary = run(mlp(), tmp_path, budget=0.0)
     assert summary["not_reached"] == 20 and summary["accuracy"][0]["count"] == 0

@@ -67,8 +67,9 @@ class RadiusRow:
             raise ValueError("it does not have the keys of a row")
         if type(values["index"]) is not int or values["index"] < 0:
             raise ValueError(f"index {values['index']!r}")
-        if not isinstance(values["radius"], float | int | None):
-            raise ValueError(f"radius {values['radius']!r}")
+        for name in ("radius", "failed"):
+            if not isinstance(values[name], float | int | None) or isinstance(values[name], bool):
+                raise ValueError(f"{name} {values[name]!r}")
         return cls(**values)
 
 
