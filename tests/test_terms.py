@@ -59,18 +59,18 @@ def test_crown_ibp_margins_are_mixed_with_beta():
 @pytest.mark.parametrize(
     ("spec", "names"),
     [
-        ("exp_ibp", {"loss", "adv_loss", "ibp_loss"}),
-        ("mtl_ibp", {"loss", "adv_loss", "ibp_loss"}),
-        ("ibp", {"loss", "ibp_loss"}),
-        ({"name": "ibp", "adversarial_weight": 0.5}, {"loss", "ibp_loss", "adv_loss"}),
-        ("crown_ibp", {"loss", "verified_loss"}),
-        ("trades", {"loss", "divergence"}),
+        ("exp_ibp", ("loss", "adv_loss", "ibp_loss")),
+        ("mtl_ibp", ("loss", "adv_loss", "ibp_loss")),
+        ("ibp", ("loss", "ibp_loss")),
+        ({"name": "ibp", "adversarial_weight": 0.5}, ("loss", "ibp_loss", "adv_loss")),
+        ("crown_ibp", ("loss", "verified_loss")),
+        ("trades", ("loss", "divergence")),
     ],
     ids=str,
 )
 def test_names_of_logged_terms(spec, names):
     """They are keys of metrics.jsonl, which reports read."""
-    assert set(LOSSES.build(spec)(with_numbers(TWO, kappa=0.5, beta=0.5))) == names
+    assert set(LOSSES.build(spec)(with_numbers(TWO, kappa=0.5, beta=0.5))) == set(names)
 
 
 def test_half_an_adversarial_loss_is_added():
