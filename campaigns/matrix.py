@@ -21,7 +21,7 @@ KEYS = ("time", "git", "device", "platform", "python", "torch", "torchvision", "
 
 
 def row(report: Path, arguments: str) -> dict:
-    """Return the row of a JUnit file: counts, the names of what failed, and what it ran on."""
+    """Return the row of a JUnit file: the command, counts, the names of what failed, and what it ran on."""
     suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     tests, *others = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
     wrong = [
@@ -30,7 +30,7 @@ def row(report: Path, arguments: str) -> dict:
     about = environment(torch.device("cpu"))
     return {
         "campaign": "test matrix",
-        "tests": arguments or "all",
+        "command": f"python -m pytest -q {arguments}".strip(),
         "passed": tests - sum(others),
         "failed": others[0] + others[1],
         "skipped": others[2],
