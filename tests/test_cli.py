@@ -251,3 +251,13 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(path, {"format": 1, "value": torch.zeros(3)})
     assert torch.equal(torch.load(path, weights_only=True)["value"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("main", [train_main, verify_main])
+def test_ctrl_c_before_torch_is_there_is_one_line(main, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("expressive_losses.cli._complaint", interrupted)
+    assert main(["--model", "x"]) == 130
+    assert capsys.readouterr().err == "interrupted; continue with --resume\n"

@@ -1,12 +1,30 @@
 """The command lines: arguments in, exit code out. What needs torch is imported once the arguments are understood."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 from expressive_losses.cli.arguments import Parser, train_parser, verify_parser
 from expressive_losses.errors import UserError
 
+Main = Callable[[Sequence[str] | None], int]
 
+
+def _interruptible(main: Main) -> Main:
+    """Make Ctrl-C one line and exit code 130 from the first moment on, the import of torch included."""
+
+    @wraps(main)
+    def wrapped(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("interrupted; continue with --resume", file=sys.stderr)
+            return 130
+
+    return wrapped
+
+
+@_interruptible
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of train.py; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -18,6 +36,7 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
     return run_command(train, arguments)
 
 
+@_interruptible
 def verify_main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of verify.py; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
