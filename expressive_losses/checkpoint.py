@@ -155,7 +155,13 @@ def network_of(payload: Mapping[str, Any], source: str = "checkpoint", trusted: 
     """
     refuse_code(payload, trusted, source)
     shape, classes = tuple(payload["shape"]), int(payload["classes"])
-    model = MODELS.build(payload["model"]).build(shape, classes)
+    plan = MODELS.build(payload["model"])
+    with torch.device("meta"):  # takes no memory, however large a network a damaged file may ask for
+        numbers = sum(value.numel() for value in plan.build(shape, classes).state_dict().values())
+    found = sum(value.numel() for value in payload["weights"].values())
+    if numbers > found:
+        raise UserError(f"{source}: the weights do not fit the model: it has {numbers:,} numbers, the file {found:,}")
+    model = plan.build(shape, classes)
     load_weights(model, payload["weights"], source)
     return BoundedNetwork(model, shape, classes, payload["mean"], payload["std"]).eval()
 

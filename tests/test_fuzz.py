@@ -126,6 +126,14 @@ def test_damaged_checkpoints(place, whole, data):
     read_or_refuse(path, network_of)
 
 
+@pytest.mark.parametrize(("key", "value"), [("classes", 10**12), ("shape", [1, 10**7, 10**7])])
+def test_checkpoints_of_networks_larger_than_any_memory(place, whole, key, value):
+    path = place / "model.pt"
+    torch.save({**torch.load(io.BytesIO(whole), weights_only=True), key: value}, path)
+    with pytest.raises(UserError, match="the weights do not fit the model: it has [0-9,]+ numbers, the file [0-9,]+"):
+        network_of(path)
+
+
 @QUICK
 @given(
     key=st.sampled_from(["format", "model", "shape", "classes", "mean", "std", "weights", "config", "new"]),
