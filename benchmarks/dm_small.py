@@ -7,14 +7,18 @@ python benchmarks/dm_small.py --write    puts it into the document
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from expressive_losses.config import load
+
 ROOT = Path(__file__).parent.parent
 ROWS, DOCUMENT = ROOT / "results" / "dm_small.jsonl", ROOT / "docs" / "methods.md"
+RADII = ("0.1", "0.2", "0.3", "0.4")
 CONFIGS = {
     "ibp": "configs/crown_ibp/{data}/dm_small/ibp_*.yaml",
     "crown_ibp": "configs/crown_ibp/{data}/dm_small/crown_ibp_*.yaml",
@@ -33,19 +37,24 @@ def published(method: str, eps: str) -> float | None:
     return min(100 - paper["verified"] for paper in tested)
 
 
+def initialisation(row: dict[str, Any]) -> str:
+    """Return how the network began: by Shi et al. with their regulariser, or as torch does, without."""
+    config = re.search(r"--config (\S+)", row["command"])[1]
+    return load(ROOT / config).training.initialize
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the Markdown table: a line a network, natural and verified errors, published ones in parentheses."""
-    lines = [
-        "| method | trained at | epochs | natural | eps 0.1 | eps 0.2 | eps 0.3 | eps 0.4 | training seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    radii = [f"eps {eps}" for eps in RADII]
+    columns = ["method", "trained at", "epochs", "initialisation", "natural", *radii, "training seconds"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         name = row["method"]["name"]
         found = {key.removeprefix("verify-eps"): figures for key, figures in row.get("verify", {}).items()}
-        cells = [_cell(found.get(eps), published(name, eps)) for eps in ("0.1", "0.2", "0.3", "0.4")]
+        cells = [_cell(found.get(eps), published(name, eps)) for eps in RADII]
         trained = "0.2" if row["eps"] == "0.1" else row["eps"]
         natural = f"{100 - row['natural']:.2f}"
-        start = [name, trained, str(row["epochs"]), natural]
+        start = [name, trained, str(row["epochs"]), initialisation(row), natural]
         lines.append("| " + " | ".join([*start, *cells, f"{row['training_seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
