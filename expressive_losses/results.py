@@ -12,6 +12,9 @@ from typing import Any
 from expressive_losses.errors import UserError
 from expressive_losses.run import read_jsonl, write_text
 
+#: Of a verification's settings, what a row keeps beside its figures.
+QUESTION = ("eps", "first", "stages", "dtype", "seed")
+
 _ENVIRONMENT = ("time", "git", "device", "threads", "torch", "auto_LiRPA", "python")
 
 
@@ -38,10 +41,14 @@ def write_rows(runs: Sequence[Path], path: Path) -> None:
 
 
 def verification_of(folder: Path) -> dict[str, Any]:
-    """Return the figures of a finished verification, from its folder."""
+    """Return the figures of a finished verification, what it asked, and the commits that computed it."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    figures = ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")
+    settings = summary["settings"]
     return {
-        key: summary[key] for key in ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")
+        **{key: summary[key] for key in figures},
+        **{key: settings[key] for key in QUESTION},
+        "git": list(dict.fromkeys(made["git"] for made in settings["made_with"])),
     }
 
 

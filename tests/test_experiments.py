@@ -25,6 +25,7 @@ from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
+from expressive_losses.experiments.question import question
 from expressive_losses.experiments.report import page, rows_file
 from expressive_losses.experiments.rows import by_command, collect
 from expressive_losses.experiments.spec import SCALES, load
@@ -333,6 +334,13 @@ def test_rows_may_be_in_a_file_of_their_own_and_those_of_runs_by_hand_are_found(
     del by_hand["then"]
     file.write_text(json.dumps(by_hand) + "\n" + json.dumps(made_up(other, 66.0)) + "\n")
     assert "| 77.00 |" in page(experiment, "smoke", tmp_path) and "| 66.00 |" in page(experiment, "smoke", tmp_path)
+    asked = {name: {**one, **question(cell, name)} for name, one in by_hand["verify"].items()}
+    file.write_text(json.dumps({**by_hand, "verify": asked}) + "\n")
+    assert "| 77.00 |" in page(experiment, "smoke", tmp_path)
+    for key, value in {"eps": "0.01", "first": 3, "dtype": "float64", "stages": [{"name": "clean"}]}.items():
+        other_question = {name: {**one, key: value} for name, one in asked.items()}
+        file.write_text(json.dumps({**by_hand, "verify": other_question}) + "\n")
+        assert "77.00" not in page(experiment, "smoke", tmp_path), f"{key} is not what the table asks"
     file.write_text(json.dumps({**by_hand, "seed": 2}) + "\n")
     assert "77.00" not in page(experiment, "smoke", tmp_path), "another seed is another cell"
     assert collect([cell], tmp_path, file) == 1, "what is not here is kept"

@@ -7,16 +7,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from expressive_losses import config as configs
-from expressive_losses.cli.verify import stage_options, verify_parser
 from expressive_losses.config import Config
 from expressive_losses.experiments.grid import Cell, key_of
+from expressive_losses.experiments.question import question
 from expressive_losses.locking import FolderLock
 from expressive_losses.results import row_of
 from expressive_losses.run import TRAINED_MODEL
-from expressive_losses.verify import build_stages
 from expressive_losses.verify.ledger import FILE_NAME as LEDGER
 
 
@@ -68,22 +66,6 @@ def _answers(made: Path, cell: Cell, name: str) -> bool:
         head = json.loads(file.readline())
     wanted = question(cell, name)
     return {key: head.get(key) for key in wanted} == wanted
-
-
-def question(cell: Cell, name: str) -> dict[str, Any]:
-    """Return what the head of the ledger of a verification says of the question."""
-    options = verify_parser().parse_args(["--model", "MODEL", *cell.verify_arguments(name)])
-    stages = build_stages(options.bound, stage_options(options.assignments))
-    return {
-        "dataset": cell.resolved.data.name,
-        "split": options.split,
-        "first": options.first,
-        "shard": None,
-        "eps": options.eps or cell.resolved.eps.target.text,
-        "stages": [stage.spec() for stage in stages],
-        "dtype": options.dtype,
-        "seed": options.seed,
-    }
 
 
 def _copied(source: Path, target: Path) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 from expressive_losses.experiments.execute import row_of_cell
 from expressive_losses.experiments.grid import Cell
-from expressive_losses.results import read_rows
+from expressive_losses.experiments.question import question
+from expressive_losses.results import QUESTION, read_rows
 from expressive_losses.run import write_text
 
 Row = Mapping[str, Any]
@@ -54,8 +55,23 @@ def identity(row: Row) -> Identity:
 
 
 def found(cell: Cell, rows: Mapping[Identity, Row]) -> Row | None:
-    """Return the row of a cell, or None where it was not run."""
-    return next((rows[one] for one in _identities(cell) if one in rows), None)
+    """Return the row of a cell, or None where it was not run.
+
+    Of a run by hand, what its verifications asked must be what the cell asks, as far as the row says it.
+    """
+    by_runner, by_hand = _identities(cell)
+    if by_runner in rows:
+        return rows[by_runner]
+    row = rows.get(by_hand)
+    return row if row is not None and _asked_the_same(cell, row) else None
+
+
+def _asked_the_same(cell: Cell, row: Row) -> bool:
+    for name, made in row["verify"].items():
+        wanted = question(cell, name)
+        if any(made[key] != wanted[key] for key in QUESTION if key in made):
+            return False
+    return True
 
 
 def _identities(cell: Cell) -> tuple[Identity, Identity]:
