@@ -2,12 +2,14 @@
 
     python benchmarks/verification_cost.py bounds CKPT --data-dir data >> results/verification_cost.jsonl
     python benchmarks/verification_cost.py nodes CKPT --image 7 --data-dir data >> results/verification_cost.jsonl
+    python benchmarks/verification_cost.py crown >> results/verification_cost.jsonl
     python benchmarks/verification_cost.py write
 
 ``bounds`` runs each bound alone, in the batches that it chooses for a CPU, on the first images that are classified
 correctly. ``nodes`` gives one image that branch-and-bound does not decide soon more and more nodes, each time in a
-fresh process, for its peak of memory. Seconds are CPU time. ``write`` puts the tables of the committed rows into
-docs/performance.md; a test compares them.
+fresh process, for its peak of memory. ``crown`` bounds one image by CROWN with an untrained CNN7 of more and more
+classes. Seconds are CPU time. ``write`` puts the tables of the committed rows into docs/performance.md; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ import torch
 from measuring import circumstances, in_a_process, peak_mib, resident_mib
 
 from expressive_losses import checkpoint
+from expressive_losses.bounds import BoundedNetwork, lirpa
 from expressive_losses.config import Config
-from expressive_losses.registry import VERIFIERS
+from expressive_losses.registry import MODELS, VERIFIERS
 from expressive_losses.results import read_rows
+from expressive_losses.types import Box
 from expressive_losses.verify import Cascade, Problem
 from expressive_losses.verify.bab import BranchAndBound, _Search
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
@@ -42,16 +46,24 @@ NODES = (256, 1024, 4096)
 def main() -> None:
     """Print rows, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["bounds", "nodes", "one", "write"])
+    parser.add_argument("what", choices=["bounds", "nodes", "one", "crown", "one-crown", "write"])
     parser.add_argument("model", nargs="?", type=Path, metavar="CKPT")
     parser.add_argument("--image", type=int, default=0, help="for nodes: index of the test image")
     parser.add_argument("--max-nodes", type=int, default=256, help="for one, which nodes calls")
+    parser.add_argument("--classes", type=int, default=10, help="for one-crown, which crown calls")
+    parser.add_argument("--whole", action="store_true", help="for one-crown: everything at once")
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args()
     if options.what == "write":
         DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     elif options.what == "one":
         print(json.dumps(one_search(options)))
+    elif options.what == "one-crown":
+        print(json.dumps(one_crown(options.classes, options.whole)))
+    elif options.what == "crown":
+        for given in (["10"], ["200"], ["1000"], ["10", "--whole"]):
+            row = in_a_process([__file__, "one-crown", "--classes", *given])
+            print(json.dumps({**row, **circumstances()}), flush=True)
     elif options.what == "nodes":
         for limit in NODES:
             same = [str(options.model), "--image", str(options.image), "--data-dir", str(options.data_dir)]
@@ -115,6 +127,27 @@ def one_search(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def one_crown(classes: int, whole: bool) -> dict[str, Any]:
+    """Bound one random image by CROWN with an untrained CNN7; ``whole``: every layer's neurons at once."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    spec, shape, eps = {"name": "cnn7"}, (3, 32, 32), 2 / 255
+    network = BoundedNetwork(MODELS.build(spec).build(shape, classes), shape, classes).eval()
+    if whole:
+        lirpa.MOST_COEFFICIENTS = 2**60
+    box, labels, before = Box.around(torch.rand(1, *shape), eps), torch.zeros(1, dtype=torch.long), peak_mib()
+    began = time.process_time()
+    with torch.no_grad():
+        relu_inputs = network.bounds(box, labels, "crown").relu_inputs
+    seconds = time.process_time() - began
+    unstable = sum(int(((inputs.lower < 0) & (inputs.upper > 0)).sum()) for inputs in relu_inputs)
+    return {
+        "network": spec, "what": "crown", "classes": classes, "in_parts": not whole, "images": 1, "eps": eps, "seed": 0,
+        "neurons": sum(inputs.lower.numel() for inputs in relu_inputs), "unstable": unstable,
+        "cpu_seconds": round(seconds, 1), "added_mib": round(peak_mib() - before),
+    }  # fmt: skip
+
+
 def bounds_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return images a second by bound and network."""
     lines = ["| network | bound | images | verified | falsified | images a CPU second |", "|---|---|---|---|---|---|"]
@@ -147,6 +180,16 @@ def nodes_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def crown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return time and memory of CROWN by classes."""
+    lines = ["| classes | neurons | unstable | bounded | CPU s | added MiB |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        how = "in parts" if row["in_parts"] else "at once"
+        cells = (row["classes"], row["neurons"], row["unstable"], how, row["cpu_seconds"], row["added_mib"])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def _named(row: Mapping[str, Any]) -> str:
     return f"{row['network']['name']}, {row['method']['name']} {row['method'].get('alpha', '')}".rstrip()
 
@@ -154,7 +197,8 @@ def _named(row: Mapping[str, Any]) -> str:
 def with_tables(text: str) -> str:
     """Return the document with the tables of the committed rows between its markers."""
     rows = read_rows(ROWS)
-    for what, name, table in (("bound", "bounds", bounds_table), ("nodes", "nodes", nodes_table)):
+    tables = (("bound", "bounds", bounds_table), ("nodes", "nodes", nodes_table), ("crown", "crown", crown_table))
+    for what, name, table in tables:
         made = table([row for row in rows if row["what"] == what])
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         new = f"{begin}\n{made}\n{end}"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from expressive_losses.bounds import BoundedNetwork, lirpa, record_statistics, use_statistics
+from expressive_losses.bounds import BoundedNetwork, compat, lirpa, record_statistics, use_statistics
 from expressive_losses.errors import UserError
 from expressive_losses.models import Model
 from expressive_losses.registry import MODELS
@@ -232,8 +232,8 @@ def test_ibp_out_of_the_pass_of_crown_ibp_is_ibp(name):
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["crown", "alpha_crown"])
 @pytest.mark.parametrize("name", ["cnn_tiny", "mlp", "resnet"])
-def test_crown_in_parts_over_the_margins_is_the_same(monkeypatch, name, method):
-    """Every margin in a pass of its own, from the hidden bounds of the first one's; alpha-CROWN starts from there."""
+def test_crown_in_parts_is_the_same(monkeypatch, capfd, name, method):
+    """Every hidden neuron and every margin in a pass of its own; alpha-CROWN starts from there."""
     network = instance(name)
     x, labels = data(network)
     options = {"iterations": 2} if method == "alpha_crown" else {}
@@ -241,8 +241,13 @@ def test_crown_in_parts_over_the_margins_is_the_same(monkeypatch, name, method):
     passes, compute = [], lirpa.Graph._compute
     monkeypatch.setattr(lirpa, "MOST_COEFFICIENTS", 1)
     monkeypatch.setattr(lirpa.Graph, "_compute", lambda *given, **more: passes.append(1) or compute(*given, **more))
+    kind = compat.load().BoundedModule
+    layers, in_parts = [], kind.batched_backward
+    monkeypatch.setattr(kind, "batched_backward", lambda *given, **more: layers.append(1) or in_parts(*given, **more))
     parts = network.bounds(Box.around(x, 0.05), labels, method, **options)
     assert len(passes) == CLASSES - 1 + (method == "alpha_crown")
+    assert layers, "no hidden layer was bounded in parts"
+    assert capfd.readouterr() == ("", ""), "auto_LiRPA says something about each part"
     torch.testing.assert_close(parts.margins, whole.margins, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(parts.relu_inputs, whole.relu_inputs, strict=True):
         torch.testing.assert_close(ours.lower, theirs.lower)

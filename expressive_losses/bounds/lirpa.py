@@ -6,10 +6,11 @@ import copy
 import inspect
 import io
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from packaging.version import Version
@@ -23,7 +24,8 @@ from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_me
 from expressive_losses.types import Bounds, Box
 
 _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_crown": "CROWN-Optimized"}
-#: Coefficients of one layer at once in CROWN's pass from the margins, in numbers: 128 MiB of float32.
+#: Coefficients of one layer at once in CROWN's passes from the margins and from hidden neurons, in numbers: 128 MiB of
+#: float32.
 MOST_COEFFICIENTS = 2**25
 
 
@@ -166,17 +168,34 @@ class Graph:
                 parameter.requires_grad_(flag)
 
     def _crown(self, box: Box, matrices: Tensor) -> Bounds:
-        """Bound by CROWN, the rows of the matrices in parts where there are many.
+        """Bound by CROWN, neurons of hidden layers and rows of the matrices in parts where there are many.
 
         The bounds on the hidden layers come out of the first part and serve the others: a part costs one backward pass.
         """
         references = self._interval_references(self._input(box))
         largest = max((lower[0].numel() for lower, _ in references.values()), default=1)
-        first, *rest = matrices.split(max(1, MOST_COEFFICIENTS // (len(matrices) * largest)), dim=1)
-        found = self._compute(box, first, "crown", reference_bounds=references)
+        size = max(1, MOST_COEFFICIENTS // (len(matrices) * largest))
+        first, *rest = matrices.split(size, dim=1)
+        with self._at_most(size):
+            found = self._compute(box, first, "crown", reference_bounds=references)
         fixed = {self._fixed_keyword: self._named(found.relu_inputs)} if rest else {}
         margins = [found.margins, *(self._compute(box, part, "crown", **fixed).margins for part in rest)]
         return Bounds(torch.cat(margins, 1), box, found.relu_inputs)
+
+    @contextmanager
+    def _at_most(self, neurons: int):
+        """Bound at most so many neurons of a hidden layer at once, without what auto_LiRPA prints about each part.
+
+        Sums of residual branches are bounded whole: auto_LiRPA has no parts for them, and warns.
+        """
+        self._bounded.bound_opts["crown_batch_size"] = neurons
+        quiet = io.StringIO()
+        try:
+            with redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Batched CROWN is not supported")
+                yield
+        finally:
+            self._bounded.bound_opts["crown_batch_size"] = math.inf
 
     def _compute(self, box: Box, matrices: Tensor, method: str, **intermediate: dict[str, list[Tensor]]) -> Bounds:
         lower, _ = self._bounded.compute_bounds(
