@@ -188,7 +188,8 @@ class Graph:
 
         Sums of residual branches are bounded whole: auto_LiRPA has no parts for them, and warns.
         """
-        self._bounded.bound_opts["crown_batch_size"] = neurons
+        # the second is of 0.7.x, which would enlarge the parts of its own accord
+        self._bounded.bound_opts.update({"crown_batch_size": neurons, "batched_crown_max_vram_ratio": 0})
         quiet = io.StringIO()
         try:
             with redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():
@@ -262,7 +263,8 @@ class Graph:
         try:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always", torch.jit.TracerWarning)
-                bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=dummy.device)
+                # the device as text: 0.7.x compares it with "cpu"
+                bounded = self._lirpa.BoundedModule(traced, dummy, bound_opts=options, device=str(dummy.device))
         except Exception as error:  # of all kinds: an IndexError for a convolution over one dimension
             if is_out_of_memory(error):
                 raise
