@@ -364,3 +364,23 @@ def test_modules_that_are_easily_misread_are_bounded_soundly_or_refused(make, me
         return
     lowest = sampled_minimum(network, box, labels)
     assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [3, 40])
+def test_a_wrong_conversion_is_seen_with_few_and_with_many_classes(monkeypatch, classes):
+    """Above 16 classes random combinations of the logits are compared; one wrong bias of the last layer is enough."""
+    model = plain(torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.ReLU(), torch.nn.Linear(6, classes))
+    like = torch.zeros(1)
+    lirpa.Graph(model, (1, 4, 4), like)
+    trace = lirpa.Graph._trace
+
+    def wrong(self, *given):
+        bounded = trace(self, *given)
+        x, expected = self._check
+        self._check = x, expected + 0.05 * (torch.arange(classes) == classes - 1)
+        return bounded
+
+    monkeypatch.setattr(lirpa.Graph, "_trace", wrong)
+    with pytest.raises(UserError, match="wrong at single points"):
+        lirpa.Graph(model, (1, 4, 4), like)
