@@ -12,7 +12,7 @@ from torch import nn
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box
-from expressive_losses.verify import Problem, Status
+from expressive_losses.verify import Problem, Status, precise
 from expressive_losses.verify.base import DEFAULT_TOLERANCE, scale_of, verdict_of_bounds
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 
@@ -237,3 +237,75 @@ def test_a_neuron_that_only_rounding_shuts_proves_nothing(name, dtype):
     assert found.status == (Status.UNKNOWN,), found.margins
     if name in ("ibp", "crown"):
         assert float(found.margins) == pytest.approx(1.0)
+
+
+def held_back(share: float) -> tuple[BoundedNetwork, Problem]:
+    """f = (sum h - sum of the same h + share x 1e-4 x scale, 0): what float32's rounding must allow for is far more."""
+    network, x = cancelling(0, size=5.0)
+    with torch.no_grad():
+        network.model[2].weight[INPUTS:] = network.model[2].weight[:INPUTS]
+        network.model[4].bias[0] = share * DEFAULT_TOLERANCE
+    return network, Problem.of(network, x, torch.zeros(1, dtype=torch.long), 0.0)
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown"])
+def test_what_only_the_rounding_of_float32_holds_back_is_proven_in_float64(name):
+    """By the same rule: above the tolerance, and above float64's worst case."""
+    for share, status in ((0.5, Status.UNKNOWN), (18.0, Status.VERIFIED)):
+        network, problem = held_back(share)
+        assert problem.threshold(DEFAULT_TOLERANCE) > 18 * DEFAULT_TOLERANCE, "float32 alone cannot tell"
+        assert VERIFIERS.build(name)(network, problem).status == (status,)
+
+
+def test_the_second_look_is_only_taken_where_it_may_help(monkeypatch):
+    network, problem = tied(1e4, 1.0)
+    asked = []
+    monkeypatch.setattr(precise, "evaluation_copy", lambda *given: asked.append(1) or evaluation_copy(*given))
+    assert VERIFIERS.build("ibp")(network, problem).status == (Status.VERIFIED,)
+    network, problem = tied(1e4, -1.0)
+    assert VERIFIERS.build("ibp")(network, problem).status == (Status.UNKNOWN,)
+    assert not asked
+    network, problem = held_back(18.0)
+    late = replace(problem, deadline=0.0)
+    assert VERIFIERS.build("ibp")(network, late).status == (Status.UNKNOWN,), "its time is over"
+    for _ in range(2):
+        assert VERIFIERS.build("ibp")(network, problem).status == (Status.VERIFIED,)
+    assert len(asked) == 1, "the copy is kept"
+    with torch.no_grad():
+        network.model[4].bias[0] = -1.0
+    problem = Problem.of(network, problem.images, problem.labels, 0.0)
+    assert VERIFIERS.build("ibp")(network, problem).status == (Status.UNKNOWN,), "and made anew for other weights"
+
+
+def test_the_box_of_the_second_look_holds_the_exact_one():
+    """Corners k/255 -+ eps as fractions, of all pixels and some radii."""
+    network = BoundedNetwork(nn.Linear(256, 2), (256,), 2).eval()
+    exact = evaluation_copy(network, "cpu", torch.float64)
+    pixels = torch.arange(256, dtype=torch.float32)[None] / 255
+    for eps in (0.0, 2 / 255, 8 / 255, 0.1, 0.3, 0.4, 1.0):
+        problem = Problem.of(network, pixels, torch.zeros(1, dtype=torch.long), eps)
+        box = precise._in_float64(exact, problem).box
+        for value in range(256):
+            lowest = max(Fraction(value, 255) - Fraction(eps), Fraction(0))
+            highest = min(Fraction(value, 255) + Fraction(eps), Fraction(1))
+            assert Fraction(float(box.lower[0, value])) <= lowest
+            assert Fraction(float(box.upper[0, value])) >= highest
+
+
+class OnlyFloat32(nn.Module):
+    """A module that fails in float64, as somebody's own may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = held_back(18.0)[0].model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x + torch.zeros(INPUTS, dtype=torch.float32)) if x.dtype == torch.float32 else x.float() @ x
+
+
+def test_a_module_that_only_computes_in_float32_stays_undecided():
+    network = BoundedNetwork(OnlyFloat32(), (INPUTS,), 2).eval()
+    problem = held_back(18.0)[1]
+    problem = Problem.of(network, problem.images, problem.labels, 0.0)
+    problem = replace(problem, rounding=held_back(18.0)[0].rounding())
+    assert VERIFIERS.build("ibp")(network, problem).status == (Status.UNKNOWN,)

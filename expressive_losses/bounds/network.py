@@ -203,11 +203,15 @@ class BoundedNetwork(nn.Module):
 
     def rounding(self) -> Rounding:
         """Return how large the rounding errors of margins and their bounds can be, in eval mode; computed once."""
-        tensors = [*self.parameters(), *self.buffers()]
-        state = (*map(id, [*self.model.modules(), *tensors]), *(tensor._version for tensor in tensors))
+        state = self.state()
         if self._rounding is None or self._rounding[0] != state:
             self._rounding = state, Rounding(self.model, self.shape, self.mean, self.std)
         return self._rounding[1]
+
+    def state(self) -> tuple[int, ...]:
+        """Return what changes when layers, parameters or buffers do: for what is computed once of them."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return (*map(id, [*self.model.modules(), *tensors]), *(tensor._version for tensor in tensors))
 
     def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
         """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""

@@ -19,6 +19,7 @@ from expressive_losses.verify.base import (
     Verifier,
     verdict_of_bounds,
 )
+from expressive_losses.verify.precise import with_second_look
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def margins_by(
 
 
 class BoundVerifier(Verifier):
-    """VERIFIED where every margin's lower bound exceeds the tolerance.
+    """VERIFIED where every margin's lower bound exceeds the tolerance, in float64 if float32 cannot tell.
 
     Attributes:
         tolerance: see :meth:`expressive_losses.verify.base.Problem.threshold`.
@@ -52,8 +53,11 @@ class BoundVerifier(Verifier):
         return {}
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
-        margins = margins_by(self.name, network, problem.box, problem.labels, self.method, **self.options())
-        return verdict_of_bounds(problem, margins, self.tolerance)
+        def bound(network: BoundedNetwork, box: Box, labels: Tensor) -> Tensor:
+            return margins_by(self.name, network, box, labels, self.method, **self.options())
+
+        verdict = verdict_of_bounds(problem, bound(network, problem.box, problem.labels), self.tolerance)
+        return with_second_look(network, problem, verdict, self.tolerance, bound)
 
 
 @VERIFIERS.register("ibp")
