@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from numpy import ndarray
 from pydantic import Field
 from scipy import sparse
 from torch import Tensor
@@ -28,7 +29,7 @@ from expressive_losses.verify.base import (
     is_counterexample,
 )
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
-from expressive_losses.verify.mip_model import Expression, Model, Solution, encode, intervals, matrices_of
+from expressive_losses.verify.mip_model import Encoded, Solution, encode, intervals, matrices_of
 
 
 @VERIFIERS.register("mip")
@@ -39,8 +40,9 @@ class Mip(Verifier):
     exceeds the threshold for each of them; FALSIFIED when the network itself misclassifies a point that the
     solver found. Where the time is over and not enough is proven, the linear relaxation is tried; else UNKNOWN.
 
-    HiGHS lets a constraint fail by 1e-6 and takes 1e-6 for 0, and such errors grow on their way through the network: a
-    lower bound is believed when it is clearly above them.
+    HiGHS lets a constraint fail by 1e-6 and takes 1e-6 for 0, and such errors grow on their way through the network:
+    every variable and constraint is scaled to 1, and what the tolerances can add up to (:class:`Encoded`) is taken off
+    the solver's lower bounds.
 
     Attributes:
         timeout: seconds for one image, all classes together.
@@ -156,45 +158,49 @@ class _Image:
         box = Box(*(side.detach().double().cpu() for side in (self._problem.box.lower, self._problem.box.upper)))
         labels = self._problem.labels.cpu()
         boxes = self._exact.intervals(box, labels, self._settings.bounds)
-        model, logits = encode(self._exact.graph, self._exact.matrices, boxes)
+        encoded = encode(self._exact.graph, self._exact.matrices, boxes)
         label, others = int(labels[0]), other_classes(labels, self._network.classes)[0].tolist()
         for at in self.margins.argsort().tolist():  # the likeliest to fail first
             if self._proven[at]:
                 continue
-            objective = logits.rows([label]) + -logits.rows([others[at]])
-            if self._solve(model, objective, at):
+            if self._solve(encoded, label, others[at], at):
                 return Status.FALSIFIED
             if not self._proven[at]:
                 return Status.UNKNOWN  # out of time, or too close to call
         return Status.VERIFIED
 
-    def _solve(self, model: Model, objective: Expression, at: int) -> bool:
+    def _solve(self, encoded: Encoded, label: int, other: int, at: int) -> bool:
         """Raise the margin of one class; return whether a counterexample was found."""
+        objective = encoded.output.rows([label]) + -encoded.output.rows([other])
+
+        def tried(solution: Solution) -> bool:
+            return self._record(encoded.least(solution.lower, label, other), encoded, solution, at)
+
         left = self._until - time.monotonic()
         if left <= 0:
             return False
-        solution = model.minimize(objective, left, self._settings.gap)
-        if self._record(solution, at):
+        solution = encoded.model.minimize(objective, left, self._settings.gap)
+        if tried(solution):
             return True
         if solution.finished or self._proven[at] or self._problem.is_late():
             return False
-        return self._record(model.minimize(objective, self._lp_seconds(), relaxed=True), at)
+        return tried(encoded.model.minimize(objective, self._lp_seconds(), relaxed=True))
 
     def _lp_seconds(self) -> float:
         deadline = self._problem.deadline
         limit = self._settings.lp_timeout
         return limit if deadline is None else min(limit, deadline - time.monotonic())
 
-    def _record(self, solution: Solution, at: int) -> bool:
+    def _record(self, lower: float, encoded: Encoded, solution: Solution, at: int) -> bool:
         """Raise the margin of a class to what is sure, and return whether the solver's point is a counterexample."""
-        self.margins[at] = max(self.margins[at].item(), solution.lower - self._threshold)
-        self._proven[at] |= solution.lower > self._threshold
-        return solution.point is not None and self._is_witness(solution.point)
+        self.margins[at] = max(self.margins[at].item(), lower - self._threshold)
+        self._proven[at] |= lower > self._threshold
+        return solution.point is not None and self._is_witness(encoded.input.at(solution.point))
 
-    def _is_witness(self, point) -> bool:
+    def _is_witness(self, normalised: ndarray) -> bool:
         """Evaluate the solver's input on the network as the caller has it, in the box exactly."""
         exact = self._exact.network
-        normalised = torch.from_numpy(point[: exact.mean.new_zeros(exact.shape).numel()]).view(1, *exact.shape)
+        normalised = torch.from_numpy(normalised).view(1, *exact.shape)
         x = (normalised * exact.std + exact.mean).to(self._problem.images)
         x = self._problem.box.clamp(x)
         found = is_counterexample(self._network, self._problem.box, self._problem.labels, x)

@@ -24,6 +24,11 @@ from expressive_losses.types import Box
 
 CHUNK = 256  # basis vectors pushed through a layer at once, to get its matrix
 WIDEN = 1e-9  # relative: bounds come from floating point, and must not cut off what they border on
+#: Of the largest coefficient of a constraint: by how much HiGHS may let it fail. Twice its tolerance (1e-6), for the
+#: constraint and for a 0/1 variable in it; and the coefficients below 1e-9 that it drops, of variables up to 1.
+FAILS, DROPS = 2e-6, 1e-9
+#: What a reduced cost may be off by, for each variable.
+COST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Expression:
         """Return each expression times its factor."""
         return Expression(sparse.diags(factors) @ self.matrix, factors * self.constant)
 
+    def at(self, point: ndarray) -> ndarray:
+        """Return the values where the variables are ``point``, which may have more of them."""
+        return self.matrix @ point[: self.matrix.shape[1]] + self.constant
+
     def after(self, matrix: sparse.csr_matrix, bias: ndarray) -> Expression:
         """Return ``matrix @ self + bias``."""
         return Expression((matrix @ self.matrix).tocsr(), matrix @ self.constant + bias)
@@ -62,8 +71,8 @@ class Solution:
     """What the solver says of one minimisation.
 
     Attributes:
-        lower: proven lower bound of the minimum, -inf if there is none.
-        point: values of all variables at the best solution, or ``None``.
+        lower: its lower bound of the minimum, -inf if there is none; see :meth:`Encoded.least`.
+        point: values of all variables, from 0 to 1, at the best solution, or ``None``.
         finished: whether the solver was through within its time.
     """
 
@@ -73,11 +82,13 @@ class Solution:
 
 
 class Model:
-    """Variables with bounds, some of them 0/1, and linear constraints."""
+    """Variables with bounds, some of them 0/1, and linear constraints.
+
+    To the solver every variable goes from 0 to 1, and every constraint has 1 as its largest coefficient: it knows
+    absolute tolerances only, and would take neurons of 1e-6 for 0, whatever weights come after them.
+    """
 
     def __init__(self) -> None:
-        self._lower: list[ndarray] = []
-        self._upper: list[ndarray] = []
         self._integer: list[ndarray] = []
         self._rows: list[tuple[sparse.csr_matrix, ndarray]] = []
         self.size = 0
@@ -86,17 +97,17 @@ class Model:
         """Add variables and return them as expressions."""
         count = len(lower)
         columns = np.arange(self.size, self.size + count)
-        self._lower.append(lower)
-        self._upper.append(upper)
         self._integer.append(np.full(count, int(integer)))
         self.size += count
         shape = (count, self.size)
-        matrix = sparse.csr_matrix((np.ones(count), (np.arange(count), columns)), shape=shape)
-        return Expression(matrix, np.zeros(count))
+        matrix = sparse.csr_matrix((upper - lower, (np.arange(count), columns)), shape=shape)
+        return Expression(matrix, lower.astype(float))
 
     def at_least_zero(self, expression: Expression) -> None:
         """Demand expression >= 0 of every row."""
-        self._rows.append((expression.matrix, -expression.constant))
+        largest = _largest(expression.matrix)
+        scaled = expression.scaled(1 / np.where(largest > 0, largest, 1.0))
+        self._rows.append((scaled.matrix, -scaled.constant))
 
     @property
     def binaries(self) -> int:
@@ -115,7 +126,7 @@ class Model:
         # One more variable, which is 1, takes the constant: the solver's gap is relative to the whole objective.
         cost = np.append(_widened(objective.matrix, self.size).toarray()[0], objective.constant)
         integer = np.concatenate([*self._integer, [0]]) * (not relaxed)
-        bounds = Bounds(np.concatenate([*self._lower, [1.0]]), np.concatenate([*self._upper, [1.0]]))
+        bounds = Bounds(np.append(np.zeros(self.size), 1.0), 1.0)
         options = {"time_limit": max(seconds, 0.01), "mip_rel_gap": gap}
         found = milp(cost, integrality=integer, bounds=bounds, constraints=self._constraints(), options=options)
         finished = found.status == 0
@@ -155,10 +166,29 @@ def intervals(graph: LayerGraph, box: Box, relu_inputs: Sequence[Box] | None) ->
     return [box, *map(_widened_box, boxes[1:])]
 
 
-def encode(
-    graph: LayerGraph, matrices: Sequence[sparse.csr_matrix | None], boxes: Sequence[Box]
-) -> tuple[Model, Expression]:
-    """Return the network over a box as a model, whose first variables are the input, with the outputs as expressions.
+@dataclass(frozen=True)
+class Encoded:
+    """A network over a box.
+
+    Attributes:
+        model: the constraints.
+        input, output: values of the first and of the last layer.
+        errors: by how much the solver's outputs may differ from those of its inputs: constraints that fail within its
+            tolerances, carried through the weights after them.
+    """
+
+    model: Model
+    input: Expression
+    output: Expression
+    errors: ndarray
+
+    def least(self, lower: float, *outputs: int) -> float:
+        """Return what the solver's tolerances leave of its lower bound on a sum or difference of outputs."""
+        return lower - float(self.errors[list(outputs)].sum()) - COST * self.model.size
+
+
+def encode(graph: LayerGraph, matrices: Sequence[sparse.csr_matrix | None], boxes: Sequence[Box]) -> Encoded:
+    """Return the network over a box as a model.
 
     Args:
         graph: the layers.
@@ -167,18 +197,35 @@ def encode(
     """
     model = Model()
     expressions = [model.variables(*_ends(boxes[0]))]
+    errors = [FAILS * _largest(expressions[0].matrix)]
     for layer, matrix in zip(graph.layers[1:], matrices[1:], strict=True):
-        inputs = [expressions[at] for at in layer.inputs]
+        inputs, wrong = [expressions[at] for at in layer.inputs], [errors[at] for at in layer.inputs]
         if layer.kind == "affine":
-            value = inputs[0].after(matrix, _bias(layer))
+            value, error = inputs[0].after(matrix, _bias(layer)), abs(matrix) @ wrong[0]
         elif layer.kind == "add":
-            value = inputs[0] + inputs[1]
-        elif layer.kind == "relu":
-            value = _relu(model, inputs[0], *_ends(boxes[layer.inputs[0]]))
+            value, error = inputs[0] + inputs[1], wrong[0] + wrong[1]
         else:
-            value = _maximum(model, layer, inputs[0], *_ends(boxes[layer.inputs[0]]))
+            lower, upper = _ends(boxes[layer.inputs[0]])
+            wrong = wrong[0] + _failing(inputs[0], lower, upper)
+            if layer.kind == "relu":
+                value, error = _relu(model, inputs[0], lower, upper), wrong * (upper > 0)
+            else:
+                value = _maximum(model, layer, inputs[0], lower, upper)
+                error = wrong[layer.windows.flatten(1).T.cpu().numpy()].max(1)
         expressions.append(value)
-    return model, expressions[-1]
+        errors.append(error)
+    return Encoded(model, expressions[0], expressions[-1], errors[-1])
+
+
+def _failing(z: Expression, lower: ndarray, upper: ndarray) -> ndarray:
+    """Return by how much a ReLU or maximum of ``z`` may be wrong where its constraints fail within tolerance."""
+    largest = np.maximum(_largest(z.matrix), np.maximum(abs(lower), abs(upper)))
+    return largest * (FAILS + DROPS * np.diff(z.matrix.indptr))
+
+
+def _largest(matrix: sparse.csr_matrix) -> ndarray:
+    """Return the largest absolute coefficient of each row; 0 where there is none."""
+    return abs(matrix).max(axis=1).toarray().ravel() if matrix.shape[1] else np.zeros(matrix.shape[0])
 
 
 def _relu(model: Model, z: Expression, lower: ndarray, upper: ndarray) -> Expression:
