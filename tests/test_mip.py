@@ -180,7 +180,7 @@ def test_the_scale_of_the_neurons_does_not_change_the_verdict(size, count, gain,
 
 
 def test_what_the_tolerances_add_up_to_is_taken_off():
-    """A ReLU's input of largest coefficient 2 fails by 2 x 2e-6 and one dropped coefficient; then weights 100 and 50."""
+    """A ReLU's input of largest coefficient 2 fails by 4e-6 and one dropped coefficient; then weights 100 and 50."""
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double()
     with torch.no_grad():
         model[0].weight.fill_(2.0), model[0].bias.fill_(-1.0)
