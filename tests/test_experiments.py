@@ -341,6 +341,9 @@ def test_rows_may_be_in_a_file_of_their_own_and_those_of_runs_by_hand_are_found(
         other_question = {name: {**one, key: value} for name, one in asked.items()}
         file.write_text(json.dumps({**by_hand, "verify": other_question}) + "\n")
         assert "77.00" not in page(experiment, "smoke", tmp_path), f"{key} is not what the table asks"
+    for_eps = [{name: {**one, "eps": eps} for name, one in asked.items()} for eps in ("2/255", "8/255")]
+    file.write_text("".join(json.dumps({**by_hand, "verify": one}) + "\n" for one in for_eps))
+    assert collect([], tmp_path, file) == 2, "rows of two questions are two rows"
     file.write_text(json.dumps({**by_hand, "seed": 2}) + "\n")
     assert "77.00" not in page(experiment, "smoke", tmp_path), "another seed is another cell"
     assert collect([cell], tmp_path, file) == 1, "what is not here is kept"

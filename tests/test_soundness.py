@@ -1,5 +1,7 @@
 """No bound may exceed what a sampled point of the box reaches: every model, bound method and BatchNorm mode."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -364,6 +366,47 @@ def test_modules_that_are_easily_misread_are_bounded_soundly_or_refused(make, me
         return
     lowest = sampled_minimum(network, box, labels)
     assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()
+
+
+class Gain(torch.nn.Module):
+    """A layer whose buffer multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["buffer", "setting", "layer"])
+def test_what_changes_after_the_first_bounds_is_seen(change):
+    """At a single point the bound is the margin, of the network as it is now."""
+    torch.manual_seed(0)
+    model = plain(torch.nn.Flatten(), torch.nn.Linear(16, 8), Gain(), torch.nn.LeakyReLU(0.1), torch.nn.Linear(8, 4))
+    network = BoundedNetwork(model, (1, 4, 4), 4).eval()
+    x, labels = data(network)
+    for changed in (False, True):
+        if changed and change == "buffer":
+            model[2].gain.mul_(5)
+        elif changed and change == "setting":
+            model[3].negative_slope = 0.3
+        elif changed:
+            del model[3]
+            model.insert(3, torch.nn.Sigmoid())
+        found = network.margins(Box(x, x), labels, "crown")
+        torch.testing.assert_close(found, margins_of(network(x), labels), rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_notes_on_parts_are_silenced(capsys):
+    compat.load()
+    backward = importlib.import_module("auto_LiRPA.backward_bound")
+    backward.print("Batched CROWN: unstable size 3")
+    backward.print("Warning: lb is larger than ub")
+    assert capsys.readouterr().out == "Warning: lb is larger than ub\n"
+    with pytest.warns(UserWarning, match="identity"):
+        backward.warnings.warn("Creating an identity matrix", stacklevel=2)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ classes. Nothing of torch, numpy, `logging` or `warnings` stays changed. The rel
 """
 
 import copy
+import functools
 import importlib
 import inspect
 import logging
@@ -254,6 +255,18 @@ def _repair_any_release(lirpa):
         mask = inspect.getattr_static(relu, "_relu_mask_alpha").__func__
         relu._relu_mask_alpha = staticmethod(_with_gradient_at_limits(mask))
     lirpa.BoundedModule.__deepcopy__ = _deepcopy
+    _silence_parts(importlib.import_module("auto_LiRPA.backward_bound"))
+
+
+def _silence_parts(backward):
+    """Where a layer's neurons are bounded in parts, it prints a line and a bar for each layer, and warns of sums."""
+
+    def unless_about_parts(say):
+        return lambda *args, **kwargs: None if str(args[0]).startswith("Batched CROWN") else say(*args, **kwargs)
+
+    backward.print = unless_about_parts(print)
+    backward.tqdm = functools.partial(backward.tqdm, disable=True)
+    backward.warnings = types.SimpleNamespace(warn=unless_about_parts(warnings.warn))
 
 
 def _clamp_passes_gradient_at_limits():

@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 
 import torch
 from packaging.version import Version
@@ -184,17 +184,11 @@ class Graph:
 
     @contextmanager
     def _at_most(self, neurons: int):
-        """Bound at most so many neurons of a hidden layer at once, without what auto_LiRPA prints about each part.
-
-        Sums of residual branches are bounded whole: auto_LiRPA has no parts for them, and warns.
-        """
+        """Bound at most so many neurons of a hidden layer at once; sums of residual branches are bounded whole."""
         # the second is of 0.7.x, which would enlarge the parts of its own accord
         self._bounded.bound_opts.update({"crown_batch_size": neurons, "batched_crown_max_vram_ratio": 0})
-        quiet = io.StringIO()
         try:
-            with redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Batched CROWN is not supported")
-                yield
+            yield
         finally:
             self._bounded.bound_opts["crown_batch_size"] = math.inf
 

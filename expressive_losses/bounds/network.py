@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class BoundedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(per_channel))
         self.fast_chain = fast_chain
         self._graphs: dict[bool, lirpa.Graph] = {}
-        self._graphs_of: tuple[int, ...] = ()
+        self._graphs_of: tuple[Any, ...] = ()
+        self._graph_parts: list[Any] = []
         self._rounding: tuple[tuple[int, ...], Rounding] | None = None
 
     @property
@@ -226,11 +227,15 @@ class BoundedNetwork(nn.Module):
 
     def _graph(self, method: BoundMethod) -> lirpa.Graph:
         """Return the bounded graph, built at first use; alpha-CROWN has its own: it keeps state on the nodes."""
-        # auto_LiRPA holds the parameters themselves: others in their place, or other layers, need another graph
-        parts = tuple(map(id, [*self.model.modules(), *self.model.parameters()]))
-        if parts != self._graphs_of:
+        # auto_LiRPA holds the parameters themselves: others in their place, or other layers, need another graph; and so
+        # do other settings of layers, or other values of buffers, but for BatchNorm's, which are handed to it
+        handed = {id(buffer) for layer in batch_norms(self.model).values() for buffer in layer.buffers()}
+        buffers = [buffer for buffer in self.model.buffers() if id(buffer) not in handed]
+        parts = [*self.model.modules(), *self.model.parameters(), *buffers]
+        found = (repr(self.model), *map(id, parts), *(buffer._version for buffer in buffers))
+        if found != self._graphs_of:
             self._graphs.clear()
-            self._graphs_of = parts
+            self._graphs_of, self._graph_parts = found, parts  # held: what is freed may give its id to another
         own = method == "alpha_crown"
         if own not in self._graphs:
             self._graphs[own] = lirpa.Graph(self.model, self.shape, self.mean)

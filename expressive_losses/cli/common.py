@@ -15,7 +15,7 @@ from expressive_losses import distributed
 from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
 
-_STOPPED = "stopped; the state is saved, continue with --resume"
+_STOPPED = "stopped; what was done by then is saved, continue with --resume"
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:

@@ -14,7 +14,7 @@ from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
-from expressive_losses.verify import Settings, build_stages, table_of
+from expressive_losses.verify import CASCADE, Settings, build_stages, table_of
 from expressive_losses.verify import verify as verify_images
 from expressive_losses.verify.radius import certified_radii, radius_table
 from expressive_losses.verify.report import write_curve, write_report
@@ -29,6 +29,7 @@ def verify(arguments: Sequence[str]) -> None:
     options = verify_parser().parse_args(arguments)
     if options.list:
         print("\n".join(f"  {name:<12} {VERIFIERS.help(name)}" for name in VERIFIERS.names()))
+        print(f"  {'cascade':<12} All of these, one after the other: {', '.join(CASCADE)}.")
         return
     if options.radius and options.report:
         raise UserError("--report is about a run without --radius; with the same --out it will show the radii too")

@@ -32,8 +32,8 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     for cell in cells:
         row = row_of_cell(cell, root) if cell.runs else None
         if row is not None:
-            for former in _identities(cell):
-                known.pop(former, None)
+            for former in [key for key, one in known.items() if _is_of(cell, one)]:
+                del known[former]
             known[identity(row)] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
@@ -48,37 +48,35 @@ def by_command(rows: Sequence[Row]) -> dict[Identity, Row]:
 def identity(row: Row) -> Identity:
     """Return what made a row: command of training, seed, and the commands of verification.
 
-    Rows of runs by hand (``python -m expressive_losses.results``) have the names of their verifications in place of the
-    commands.
+    Rows of runs by hand (``python -m expressive_losses.results``) have in place of these commands the names of their
+    verifications, with what each asked as far as the row says it.
     """
-    return (_command(row["command"]), str(row["seed"]), *row.get("then", sorted(row.get("verify", ()))))
+    asked = [json.dumps([name, *(one.get(key) for key in QUESTION)]) for name, one in row.get("verify", {}).items()]
+    return (_command(row["command"]), str(row["seed"]), *row.get("then", sorted(asked)))
 
 
 def found(cell: Cell, rows: Mapping[Identity, Row]) -> Row | None:
-    """Return the row of a cell, or None where it was not run.
+    """Return the row of a cell, or None where it was not run; the runner's before one of a run by hand."""
+    candidates = [row for row in rows.values() if _is_of(cell, row)]
+    return min(candidates, key=lambda row: "then" not in row, default=None)
 
-    Of a run by hand, what its verifications asked must be what the cell asks, as far as the row says it.
-    """
-    by_runner, by_hand = _identities(cell)
-    if by_runner in rows:
-        return rows[by_runner]
-    row = rows.get(by_hand)
-    return row if row is not None and _asked_the_same(cell, row) else None
+
+def _is_of(cell: Cell, row: Row) -> bool:
+    """Return whether a row is of this cell: same training, seed and verifications."""
+    first, *rest = cell.commands
+    if (_command(row["command"]), str(row["seed"])) != (_command(first), str(cell.seed)):
+        return False
+    if "then" in row:
+        return list(row["then"]) == rest
+    return set(row.get("verify", ())) == set(cell.verifications) and _asked_the_same(cell, row)
 
 
 def _asked_the_same(cell: Cell, row: Row) -> bool:
-    for name, made in row["verify"].items():
+    for name, made in row.get("verify", {}).items():
         wanted = question(cell, name)
         if any(made[key] != wanted[key] for key in QUESTION if key in made):
             return False
     return True
-
-
-def _identities(cell: Cell) -> tuple[Identity, Identity]:
-    """Return what the row of a cell may be known by: the runner's, and that of a run by hand."""
-    first, *rest = cell.commands
-    start = (_command(first), str(cell.seed))
-    return (*start, *rest), (*start, *sorted(cell.verifications))
 
 
 def _command(text: str) -> str:

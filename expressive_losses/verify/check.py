@@ -71,6 +71,8 @@ class Checked:
             parts.append(f"{len(self.borderline)} of them up to rounding only")
         if self.rounding is not None:
             parts.append(f"{self.bounds} bounds hold in float64 (margins differ by {self.rounding:.1e} at most)")
+        else:
+            parts.append("proofs were not derived again (--bounds does)")
         if self.attacked:
             parts.append(f"{self.attacked} verified images were attacked again, in vain")
         if self.unconfirmed:

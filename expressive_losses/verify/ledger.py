@@ -16,6 +16,7 @@ import numpy as np
 from pydantic_core import to_json
 from torch import Tensor
 
+from expressive_losses.config import Radius
 from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Status
 from expressive_losses.verify.cascade import Outcome
@@ -301,7 +302,19 @@ def _parse_head(path: Path, line: bytes, format: str) -> dict[str, Any]:
         head = None
     if not isinstance(head, dict) or head.get("format") != format:
         raise UserError(f"{path}: the first line is not the head of a ledger of format {format}")
+    if not _says_its_radius(head):
+        raise UserError(
+            f"{path}: its head says eps {head.get('eps')} and means {head.get('eps_value')}: it was changed by hand"
+        )
     return {**head, "made_with": list(head.get("made_with") or []), "skipped": dict(head.get("skipped") or {})}
+
+
+def _says_its_radius(head: dict[str, Any]) -> bool:
+    """Return whether the text of the radius, which people read, is the number that was verified."""
+    try:
+        return "eps" not in head or float(Radius.parse(head["eps"])) == head["eps_value"]
+    except (ValueError, KeyError):
+        return False
 
 
 def _add_note(head: dict[str, Any], line: Any) -> bool:

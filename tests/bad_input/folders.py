@@ -31,6 +31,7 @@ def ledgers(folder: Path, run: Path) -> None:
         "missing_key": [head, *rows[:3], json.dumps({k: v for k, v in row.items() if k != "margin"}), *rows[4:]],
         "other_model": [head.replace(json.loads(head)["weights_sha256"], "0" * 64), *rows],
         "other_eps": [head.replace('"eps": "0.1", "eps_value": 0.1', '"eps": "0.2", "eps_value": 0.2'), *rows],
+        "eps_in_words": [head.replace('"eps": "0.1", "eps_value": 0.1', '"eps": "0.2", "eps_value": 0.1'), *rows],
     }
     for name, lines in variants.items():
         (folder / name).mkdir()

@@ -22,6 +22,7 @@ CASES = [
             "missing_key": "line 5",
             "other_model": "another question",
             "other_eps": "another question",
+            "eps_in_words": "says eps 0.2 and means 0.1",
         }.items()
     ),
     ("--model run --bound ibp --first 10 --resume --out ledgers/good --eps 0.2", "another question"),
@@ -43,6 +44,8 @@ TOOLS = [
     ("check ledgers/good", "--model is missing"),
     ("check empty --model run", "ledger.jsonl"),
     ("check ledgers/other_model --model run", "another question"),
+    ("check ledgers/eps_in_words --model run", "says eps 0.2 and means 0.1"),
+    ("report ledgers/eps_in_words", "says eps 0.2 and means 0.1"),
     ("check ledgers/good --model run --attack nothing", "nothing"),
     ("report empty", "ledger.jsonl"),
     ("report", "FOLDER"),
