@@ -37,16 +37,16 @@ def published(method: str, eps: str) -> float | None:
     return min(100 - paper["verified"] for paper in tested)
 
 
-def initialisation(row: dict[str, Any]) -> str:
-    """Return how the network began: by Shi et al. with their regulariser, or as torch does, without."""
-    config = re.search(r"--config (\S+)", row["command"])[1]
-    return load(ROOT / config).training.initialize
+def beginning(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the learning rate, and how the network began: by Shi et al. with their regulariser, or as torch does."""
+    config = load(ROOT / re.search(r"--config (\S+)", row["command"])[1])
+    return f"{config.optimizer.lr:g}", config.training.initialize
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the Markdown table: a line a network, natural and verified errors, published ones in parentheses."""
     radii = [f"eps {eps}" for eps in RADII]
-    columns = ["method", "trained at", "epochs", "initialisation", "natural", *radii, "training seconds"]
+    columns = ["method", "trained at", "epochs", "lr", "initialisation", "natural", *radii, "training seconds"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         name = row["method"]["name"]
@@ -54,7 +54,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [_cell(found.get(eps), published(name, eps)) for eps in RADII]
         trained = "0.2" if row["eps"] == "0.1" else row["eps"]
         natural = f"{100 - row['natural']:.2f}"
-        start = [name, trained, str(row["epochs"]), initialisation(row), natural]
+        start = [name, trained, str(row["epochs"]), *beginning(row), natural]
         lines.append("| " + " | ".join([*start, *cells, f"{row['training_seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ def test_dm_small_beside_the_published_errors(monkeypatch):
 
     text = dm_small.DOCUMENT.read_text(encoding="utf-8")
     assert dm_small.with_table(text) == text, "run: python benchmarks/dm_small.py --write"
-    assert "| crown_ibp | 0.4 | 20 | shi | 5.01 |" in text
+    assert "| crown_ibp | 0.4 | 20 | 0.004 | shi | 5.01 |" in text
 
 
 def test_many_classes_beside_auto_lirpa():
