@@ -8,6 +8,7 @@
 # MNIST (EXPRESSIVE_LOSSES_DATA) is used for the training of 70 epochs if it is there, else images of noise.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 out=${1:-results/gpu}
 python=${PYTHON:-python}
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
