@@ -29,7 +29,7 @@ def verify(arguments: Sequence[str]) -> None:
     options = verify_parser().parse_args(arguments)
     if options.list:
         print("\n".join(f"  {name:<12} {VERIFIERS.help(name)}" for name in VERIFIERS.names()))
-        print(f"  {'cascade':<12} All of these, one after the other: {', '.join(CASCADE)}.")
+        print(f"  {'cascade':<12} These, one after the other: {', '.join(CASCADE)}.")
         return
     if options.radius and options.report:
         raise UserError("--report is about a run without --radius; with the same --out it will show the radii too")
