@@ -8,6 +8,7 @@ So a bounding pass is a handful of matrix products, shared by all sub-problems o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -52,6 +53,21 @@ class Neurons:
     def unstable(self) -> Tensor:
         """Where z may have both signs, (I, U) bool."""
         return (self.lower < 0) & (self.upper > 0)
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """What rounding can add up to in z, (I, U): as :class:`expressive_losses.bounds.rounding.Rounding` has it.
+
+        In unit roundoffs abs(G) 2 + abs(L) (error of y + abs(y)) + abs(b), input and its half-widths being rounded; in
+        float64 times the number of additions, once more for each block.
+        """
+        size = torch.maximum(self.lower.abs(), self.upper.abs())
+        error = 2 * self.inputs.abs().sum(2) + self.bias.abs()
+        for begin, end in self.spans()[1:]:
+            below = (error + size)[:, :begin].unsqueeze(2)
+            error[:, begin:end] += (self.earlier[:, begin:end, :begin].abs() @ below).squeeze(2)
+        terms = sum(self.inputs.shape[1:]) * (1 + len(self.blocks)) if error.dtype == torch.float64 else 1
+        return terms * torch.finfo(error.dtype).eps * error
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,9 @@ def lower_bound(
     -sum abs(g), at u* = -sign(g). By the envelope theorem the gradient is what a forward pass of the relaxation at u*
     gives: d/d alpha_j = max(A_j, 0) z_j and d/d beta_j = -sign_j z_j.
 
+    What the multipliers add may cancel, so what rounding can be in it, beta_j times that of z_j, is taken off; the rest
+    goes through the weights of the network, whose rounding the caller allows for.
+
     Source: Wang et al., "Beta-CROWN", theorem 3.1; gradients checked against autograd in the tests.
     """
     slope = torch.where(relaxation.free, dual.alpha, relaxation.up)
@@ -180,7 +199,8 @@ def lower_bound(
     chosen = torch.where(negative, relaxation.up, slope)
     z = _forward(neurons, point, chosen, torch.where(negative, relaxation.shift, 0.0))
     gradient = Dual(torch.where(relaxation.free, a.clamp_min(0) * z, 0.0), -sign * z)
-    return Bounded(constant - g.abs().sum(2), dual, point, a), gradient
+    rounding = (pull.abs() @ neurons.rounding.unsqueeze(2)).squeeze(2)
+    return Bounded(constant - g.abs().sum(2) - rounding, dual, point, a), gradient
 
 
 def _forward(neurons: Neurons, u: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
