@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.config import Radius
@@ -50,10 +53,25 @@ def hash_of_weights(network: BoundedNetwork) -> str:
     """Return the SHA-256 of the layers and the state dict: names, types, shapes and values of parameters and buffers.
 
     The layers as torch prints them, so that a ReLU in a Sigmoid's place is another network; addresses in memory, which
-    functions print, are left out.
+    functions print, are left out. Of classes of the user's own also the source, comments aside: the same weights
+    under another forward are another network. Functions that they call are not followed.
     """
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network.model))
-    return hashlib.sha256(f"{layers}\n{hash_of_tensors(network.state_dict())}".encode()).hexdigest()
+    text = "\n".join([layers, *_sources(network.model), hash_of_tensors(network.state_dict())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sources(model: nn.Module) -> list[str]:
+    """Return the source of each class of the user's own among the modules, those without one (typed in) left out."""
+    classes = {type(module) for module in model.modules()}
+    own = (one for one in classes if one.__module__.partition(".")[0] not in ("torch", "expressive_losses"))
+    found = []
+    for one in own:
+        try:
+            found.append(ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(one)))))
+        except (OSError, TypeError, SyntaxError):
+            continue
+    return sorted(found)
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:

@@ -49,6 +49,10 @@ class OnnxModule(nn.Module):
             values[output] = layer(*(values[name] for name in inputs))
         return values[self._result]
 
+    def extra_repr(self) -> str:
+        """Return the wiring, which the layers alone do not tell."""
+        return f"{self._wiring}, {self._source} -> {self._result}"
+
 
 class Constant(nn.Module):
     """An operation with a constant: x + c, x - c, c - x, x * c, x / c.
@@ -73,6 +77,10 @@ class Constant(nn.Module):
         if self._operation == "Sub":
             return self.value - x if self._first else x - self.value
         return x / self.value
+
+    def extra_repr(self) -> str:
+        """Return the operation."""
+        return f"{self._operation}, first={self._first}"
 
 
 class Sum(nn.Module):

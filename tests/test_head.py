@@ -1,0 +1,77 @@
+"""The hash of a network: what it computes decides, not how its source is laid out."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.verify.head import hash_of_weights
+from expressive_losses.verify.onnx_import import Constant, OnnxModule, Step, Sum
+
+SOURCE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+"""
+
+
+def hash_of(model: nn.Module) -> str:
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    return hash_of_weights(BoundedNetwork(model, (4,), 3).eval())
+
+
+@pytest.fixture
+def from_file(tmp_path, monkeypatch):
+    def load(source: str) -> nn.Module:
+        path = tmp_path / f"net_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("my_net", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "my_net", module)
+        spec.loader.exec_module(module)
+        return module.Net()
+
+    return load
+
+
+def test_another_forward_is_another_network(from_file):
+    before = hash_of(from_file(SOURCE))
+    assert hash_of(from_file(SOURCE)) == before
+    assert hash_of(from_file(SOURCE.replace(".relu()", ".sigmoid()"))) != before
+    assert hash_of(from_file(SOURCE.replace("(x).relu", "(x).relu().relu"))) != before
+
+
+def test_comments_and_layout_are_not_part_of_the_network(from_file):
+    before = hash_of(from_file(SOURCE))
+    changed = SOURCE.replace("return self", "# the last layer\n        return (self").replace("relu())", "relu()))")
+    assert changed != SOURCE
+    assert hash_of(from_file(changed)) == before
+
+
+def test_a_class_without_source_is_hashed_by_its_layers():
+    """As one that was typed in at a prompt."""
+    typed = type("Typed", (nn.Sequential,), {})
+    assert hash_of(typed(nn.Linear(4, 3))) == hash_of(typed(nn.Linear(4, 3)))
+    assert hash_of(typed(nn.Linear(4, 3))) != hash_of(typed(nn.Linear(4, 3), nn.ReLU()))
+
+
+def test_the_wiring_and_the_constants_of_an_onnx_file_are_part_of_the_network():
+    def steps(operation: str, first: bool, source: str) -> OnnxModule:
+        shift = Constant(operation, torch.ones(4), first)
+        return OnnxModule("x", [Step("a", ("x",), shift), Step("b", ("a", source), Sum())], "b")
+
+    made = [steps("Add", False, "a"), steps("Sub", False, "a"), steps("Sub", True, "a"), steps("Add", False, "x")]
+    assert len({hash_of(one) for one in made}) == len(made)
+    assert hash_of(steps("Add", False, "a")) == hash_of(made[0])
