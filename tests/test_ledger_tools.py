@@ -15,8 +15,10 @@ from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.errors import UserError
 from expressive_losses.verify import Problem, Settings, Status, build_stages, read_ledger, verify
+from expressive_losses.verify.base import Verdict
 from expressive_losses.verify.check import Contradiction, check, disjoint
 from expressive_losses.verify.merge import merge
+from expressive_losses.verify.mip import Mip
 from expressive_losses.verify.shard import Shard, parse_shard, shard_of_rank
 
 EPS = 0.1
@@ -244,6 +246,20 @@ def test_a_bound_that_float64_cannot_tell_from_zero_is_no_proof(tmp_path):
                 check(out, net, x, label, bounds=True)
             return
     pytest.fail("none was proven wrongly")
+
+
+def test_a_solver_of_mips_is_not_taken_at_its_word(tmp_path, monkeypatch):
+    """One that finds every optimum to be 1 proves everything, also when it is asked again."""
+    run(tmp_path / "honest", "clean,mip", eps=0.3)
+    assert check(tmp_path / "honest", network(), *data(), bounds=True).unconfirmed == ()
+    monkeypatch.setattr(Mip, "__call__", lambda self, network, problem: everything_is_robust(problem))
+    run(tmp_path / "lies", "clean,mip", eps=0.3)
+    with pytest.raises(Contradiction, match="is verified but bab finds a counterexample"):
+        check(tmp_path / "lies", network(), *data(), bounds=True)
+
+
+def everything_is_robust(problem: Problem) -> Verdict:
+    return Verdict((Status.VERIFIED,) * len(problem), torch.ones_like(problem.margins))
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,16 @@ class Again(Generic[OneRow]):
                 yield from outcomes
 
     def stages_up_to(self, name: str) -> list[Verifier]:
-        """Return the ledger's stages that can prove, up to one of them."""
+        """Return the ledger's stages that can prove, up to one of them.
+
+        What a solver of MIPs says is not taken on the word of the same solver: branch-and-bound is asked before it.
+        """
         specs = [spec for spec in self.head["stages"] if self.kinds[spec["name"]] in ("bound", "complete")]
         names = [spec["name"] for spec in specs]
-        return [VERIFIERS.build(spec) for spec in specs[: names.index(name) + 1]]
+        specs = specs[: names.index(name) + 1]
+        if name == "mip" and "bab" not in names:
+            specs.insert(-1, {"name": "bab", "timeout": specs[-1]["timeout"]})
+        return [VERIFIERS.build(spec) for spec in specs]
 
     def rounding(self, rows: Iterable[OneRow]) -> dict[int, tuple[float, float]]:
         """Return, by index, what rounding may add to a bound: in the run's precision, and here."""
