@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ POOLS = {
     "max pooling, overlapping": lambda: nn.MaxPool2d(2, stride=1),
     "max pooling, padded": lambda: nn.MaxPool2d(3, stride=2, padding=1),
 }
+#: What passes a positive factor on.
+SCALE_THROUGH = (nn.ReLU, nn.LeakyReLU, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten)
 Maker = Callable[[], nn.Module]
 
 
@@ -93,6 +96,8 @@ def random_subject(seed: int, kind: str = "images") -> Subject:
         features.append("trained")
     if choose.random() < 0.7:
         _balance(network.eval())
+    if choose.random() < 0.3 and _rescale(network, choose):
+        features.append("rescaled")
     network = network.to(choose.choice([torch.float32, torch.float64])).eval()
     features.append(str(network.mean.dtype).removeprefix("torch."))
     return Subject(network, tuple(features), _statistics(network, choose, features))
@@ -219,6 +224,28 @@ def _randomize(network: BoundedNetwork, choose: random.Random) -> None:
 def _balance(network: BoundedNetwork) -> None:
     """Move the last layer's bias so that every class wins somewhere: else most random networks know one class only."""
     network.model[-1].bias -= network(torch.rand(64, *network.shape)).mean(0)
+
+
+@torch.no_grad()
+def _rescale(network: BoundedNetwork, choose: random.Random) -> bool:
+    """Multiply layers by powers of two that the next ones take back: the same function, of neurons of other sizes.
+
+    Returns:
+        Whether there was a pair with nothing but what scales with its input between.
+    """
+    layers = [layer for layer in network.model if not isinstance(layer, SCALE_THROUGH)]
+    done = False
+    for first, second in pairwise(layers):
+        alone = layers.count(first) == layers.count(second) == 1
+        if not alone or getattr(first, "weight", None) is None or not isinstance(second, nn.Linear | nn.Conv2d):
+            continue
+        factor = 2.0 ** choose.choice([-30, -20, -10, 10, 20, 30])
+        first.weight.mul_(factor)
+        if first.bias is not None:
+            first.bias.mul_(factor)
+        second.weight.div_(factor)
+        done = True
+    return done
 
 
 def _train(network: BoundedNetwork, choose: random.Random) -> None:

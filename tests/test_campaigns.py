@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from campaigns import networks
 from campaigns.mutations import MUTATIONS, Mutation, mutated, violations
 from campaigns.networks import random_subject
 from campaigns.soundness import Campaign, table
@@ -33,6 +36,21 @@ def test_a_short_campaign_finds_no_violation():
     assert campaign.violations == 0, table(campaign)
     assert {"ibp", "crown", "alpha_crown", "bab", "bab, nodes", "mip", "input-bab"} <= set(campaign.tallies)
     assert campaign.close_calls > 0
+
+
+def test_a_network_whose_layers_are_rescaled_is_the_same_function(monkeypatch):
+    """Powers of two, so bit by bit: only the sizes of the neurons are other ones."""
+    seeds = [seed for seed in range(30) if "rescaled" in random_subject(seed).features]
+    rescaled = {seed: random_subject(seed) for seed in seeds}
+    rescale = networks._rescale
+    monkeypatch.setattr(networks, "_rescale", lambda network, choose: rescale(copy.deepcopy(network), choose))
+    for seed, subject in rescaled.items():
+        x, plain = torch.rand(8, *subject.network.shape, dtype=subject.dtype), random_subject(seed)
+        assert subject.logits(x).equal(plain.logits(x)) or subject.statistics is not None
+        assert not all(
+            a.equal(b) for a, b in zip(subject.network.parameters(), plain.network.parameters(), strict=True)
+        )
+    assert len(seeds) > 3
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
