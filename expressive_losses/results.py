@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -78,12 +79,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["eps"], _method(row), row["model"]["name"]), []).append(row)
+        asked = row["data"], row["eps"], _method(row), row["model"]["name"], _without_seed(row.get("command", ""))
+        groups.setdefault(asked, []).append(row)
     lines = [
         "| data | eps | method | network | natural | PGD | verified by IBP | by the cascade | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (data, eps, method, model), group in groups.items():
+    for (data, eps, method, model, _), group in groups.items():
         figures = " | ".join(_mean(group, key) for key in ("natural", "adversarial", "ibp"))
         lines.append(f"| {data} | {eps} | {method} | {model} | {figures} | {_cascade(group)} | {len(group)} |")
     return "\n".join(lines)
@@ -94,12 +96,26 @@ def _method(row: dict[str, Any]) -> str:
     return method["name"] + (f" {method['alpha']:g}" if "alpha" in method else "")
 
 
+def _without_seed(command: str) -> str:
+    """Return what makes an experiment of a command: seeds are runs of one, another config or option is another."""
+    return re.sub(r" --(seed[ =]\S+|quiet|resume)(?= |$)", "", command)
+
+
 def _cascade(group: Sequence[dict[str, Any]]) -> str:
-    """Return verified accuracy by verify.py's cascade, and of how many images; "not run" unless every seed has it."""
-    found = [[v for name, v in row.get("verify", {}).items() if "cascade" in name.split("-")] for row in group]
-    if not all(found):
+    """Return verified accuracy by verify.py's cascade, and of how many images; "not run" unless every seed has it.
+
+    Only at the radius of the line, and only the same images for all seeds.
+    """
+    found = [_at_its_radius(row) for row in group]
+    counts = {one["images"] for one in found if one}
+    if not all(found) or len(counts) > 1:
         return "not run"
-    return f"{_spread([one[0]['verified']['percent'] for one in found])} (of {found[0][0]['images']})"
+    return f"{_spread([one['verified']['percent'] for one in found])} (of {counts.pop()})"
+
+
+def _at_its_radius(row: dict[str, Any]) -> dict[str, Any] | None:
+    runs = (run for name, run in row.get("verify", {}).items() if "cascade" in name.split("-"))
+    return next((run for run in runs if run.get("eps", row["eps"]) == row["eps"]), None)
 
 
 def _mean(group: Sequence[dict[str, Any]], key: str) -> str:

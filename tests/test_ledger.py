@@ -226,14 +226,23 @@ def test_degenerate_eps(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"eps": -0.1}, "eps: expected a radius >= 0"),
-        ({"eps": math.nan}, "eps: expected a radius >= 0"),
+        ({"eps": -0.1}, "eps: expected a radius in pixel units, from 0 to 1"),
+        ({"eps": math.nan}, "eps: expected a radius in pixel units, from 0 to 1"),
+        ({"eps": 8.0}, "eps: expected a radius in pixel units, from 0 to 1, got 8.0"),
         ({"first": 0}, "first: expected at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, **change)
+
+
+@pytest.mark.parametrize("stages", ["ibp,crown", "clean,bab", "clean,mip"])
+def test_a_network_with_nan_weights_verifies_nothing(tmp_path, stages):
+    broken = network()
+    broken.model[1].weight.data[0, 0] = math.nan
+    summary = run(tmp_path, network=broken, stages=build_stages(stages))
+    assert summary["verified"]["count"] == summary["natural"]["count"] == 0
 
 
 def test_bad_data_is_refused(tmp_path):

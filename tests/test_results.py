@@ -63,6 +63,35 @@ def test_table_has_mean_and_deviation_over_seeds(tmp_path):
     assert line == f"| digits | 0.1 | mtl_ibp 0.2 | cnn_tiny | {figures} |"
 
 
+def verified(percent: float, images: int = 100, eps: str = "0.1") -> dict:
+    return {"verify-cascade": {"images": images, "verified": {"percent": percent}, "eps": eps}}
+
+
+@pytest.mark.parametrize(
+    "seeds, figure",
+    [
+        ([verified(50.0), verified(60.0)], "55.00 ± 7.07 (of 100)"),
+        ([verified(50.0), {}], "not run"),
+        ([verified(50.0), verified(60.0, images=200)], "not run"),
+        ([verified(50.0), verified(99.0, eps="0.01")], "not run"),
+    ],
+)
+def test_a_line_is_of_one_question(tmp_path, seeds, figure):
+    row = row_of(write_run(tmp_path / "run"))
+    assert table([{**row, "verify": one} for one in seeds]).splitlines()[2].split(" | ")[7] == figure
+
+
+def test_other_options_are_another_line(tmp_path):
+    row = row_of(write_run(tmp_path / "run"))
+    commands = [
+        "train.py --config a.yaml --seed 1",
+        "train.py --config a.yaml --seed 2 --quiet",
+        "train.py --config b.yaml",
+    ]
+    lines = table([{**row, "command": command} for command in commands]).splitlines()[2:]
+    assert [line.split(" | ")[-1] for line in lines] == ["2 |", "1 |"]
+
+
 def test_an_unfinished_run_has_no_row(tmp_path):
     with pytest.raises(UserError, match="not a finished run"):
         row_of(tmp_path)

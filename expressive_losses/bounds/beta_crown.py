@@ -49,6 +49,13 @@ class Neurons:
         tensors = (self.inputs, self.earlier, self.bias, self.lower, self.upper)
         return Neurons(*(tensor[images] for tensor in tensors), self.blocks)
 
+    def to(self, dtype: torch.dtype) -> Neurons:
+        """Return the neurons in another precision, those unstable that were."""
+        tiny = torch.finfo(dtype).tiny
+        lower = torch.where(self.unstable, self.lower.to(dtype).clamp_max(-tiny), self.lower.to(dtype))
+        upper = torch.where(self.unstable, self.upper.to(dtype).clamp_min(tiny), self.upper.to(dtype))
+        return Neurons(*(x.to(dtype) for x in (self.inputs, self.earlier, self.bias)), lower, upper, self.blocks)
+
     @property
     def unstable(self) -> Tensor:
         """Where z may have both signs, (I, U) bool."""
@@ -88,6 +95,10 @@ class Forms:
         """Return the forms of some of the images."""
         return Forms(self.inputs[images], self.neurons[images], self.constant[images])
 
+    def to(self, dtype: torch.dtype) -> Forms:
+        """Return the forms in another precision."""
+        return Forms(self.inputs.to(dtype), self.neurons.to(dtype), self.constant.to(dtype))
+
     def pick(self, index: Tensor) -> Forms:
         """Return the forms at ``index`` (I, N') of each image."""
         wide = index.unsqueeze(2)
@@ -116,6 +127,10 @@ class Dual:
         slope = (neurons.upper > -neurons.lower).to(neurons.bias).unsqueeze(1)
         alpha = slope.repeat(1, count, 1)
         return cls(alpha, torch.zeros_like(alpha))
+
+    def to(self, dtype: torch.dtype) -> Dual:
+        """Return the variables in another precision."""
+        return Dual(self.alpha.to(dtype), self.beta.to(dtype))
 
 
 @dataclass(frozen=True)

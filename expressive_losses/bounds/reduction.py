@@ -37,6 +37,12 @@ class Reduced:
         """Return the networks of some of the images."""
         return Reduced(self.neurons.rows(images), self.outputs.rows(images))
 
+    def to(self, dtype: torch.dtype) -> Reduced:
+        """Return the networks in another precision."""
+        if dtype == self.neurons.bias.dtype:
+            return self
+        return Reduced(self.neurons.to(dtype), self.outputs.to(dtype), self.places)
+
 
 @dataclass(frozen=True)
 class Tightening:

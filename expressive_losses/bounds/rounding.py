@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -28,12 +29,14 @@ class Rounding:
     and 0 where a ReLU is 0 over the whole box, also if rounding errs as much as it can at worst: a bound at -1e-8 may
     stand for one above 0, in front of any weight. Large activations that cancel into small logits leave large errors,
     which the logits do not show. What linear relaxations (CROWN) add up goes through the same weights and is no larger.
-    A margin is a difference of two logits: its error is twice that of the largest, times u, half the machine epsilon.
+    Products that underflow err by the smallest normal number. A margin is a difference of two logits: its error is
+    twice that of the largest, times u, half the machine epsilon.
 
-    In float32 that is what is used: no worst case, in which every addition errs in the same direction (a sum of n terms
-    then errs by n units), but about nine times the largest error measured (docs/verification.md). In float64 the worst
-    case is affordable and used: times the number of additions from the input to a logit, times the layers, because
-    errors in the hidden bounds count once more in every layer after them.
+    At worst every addition errs in the same direction, and a sum of n terms by n units: on an image of one colour, with
+    equal weights, float32 does about n/60. So the worst case is that times the number of additions from the input to a
+    logit, times the layers, because errors in the hidden bounds count once more in every layer after them. In float64
+    it is negligible. In float32 it is more than most margins, and their proofs are left to float64
+    (:mod:`expressive_losses.verify.precise`).
 
     Args:
         model: on normalised images.
@@ -41,8 +44,9 @@ class Rounding:
         mean, std: of the normalisation, (1, C, ...).
 
     Attributes:
-        unknown: why nothing is known of this network, or ``None``; then every error is given as 0.
-        everywhere: no smaller than the error over any box in [0, 1]; cheap, as it is computed once.
+        unknown: why nothing is known of this network, or ``None``; then float32 may err by anything, and of float64 the
+            error is given as 0.
+        everywhere: no smaller than the error over any box in [0, 1], at worst; cheap, as it is computed once.
 
     Source: Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 3.3 (running error analysis).
     """
@@ -58,24 +62,42 @@ class Rounding:
             if is_out_of_memory(error):
                 raise
             self.unknown = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.everywhere = _of_unknown(mean.dtype)
             return
         one = mean.new_ones(1, *shape)
         with torch.no_grad():
-            self.everywhere = float(self._of(self._magnitudes(one), None, one, mean.dtype))
+            unit = self._worst_units * torch.finfo(mean.dtype).eps
+            self.everywhere = unit * float(self._of(self._magnitudes(one), None, one, mean.dtype))
 
-    @torch.no_grad()
     def over(self, box: Box, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the error of the margins over each box (pixel units), (B,); NaN where it cannot be told.
+        """Return the error of the margins over each box (pixel units) at worst, (B,); NaN where it cannot be told.
 
         Args:
             box: in the dtype of the network.
             dtype: in which the margins are computed; ``None``: that of the network.
         """
+        dtype = dtype or box.lower.dtype
+        if self._graph is None:
+            return box.lower.new_full((len(box),), _of_unknown(dtype))
+        return self._worst_units * torch.finfo(dtype).eps * self._in_units(box, dtype)
+
+    def usual(self, box: Box, dtype: torch.dtype) -> Tensor:
+        """Return what the margins computed in ``dtype`` and exact ones should not differ by, (B,): no worst case.
+
+        One unit for each sum in float32, where errors mostly cancel; in float64 the worst case. 0 of unknown networks.
+        """
         if self._graph is None:
             return box.lower.new_zeros(len(box))
+        if dtype == torch.float64:
+            return self.over(box, dtype)
+        return torch.finfo(dtype).eps * self._in_units(box, dtype)
+
+    @torch.no_grad()
+    def _in_units(self, box: Box, dtype: torch.dtype) -> Tensor:
+        """Return the errors where each sum errs by one unit, in units of the roundoff, (B,)."""
         size = max(1, MOST_NUMBERS // sum(layer.size for layer in self._graph.layers))
         parts = [box[begin : begin + size] for begin in range(0, max(1, len(box)), size)]
-        return torch.cat([self._over(part, dtype or box.lower.dtype) for part in parts])
+        return torch.cat([self._over(part, dtype) for part in parts])
 
     def _over(self, box: Box, dtype: torch.dtype) -> Tensor:
         normalised = Box((box.lower - self._mean) / self._std, (box.upper - self._mean) / self._std)
@@ -86,14 +108,15 @@ class Rounding:
     def _of(
         self, magnitudes: Sequence[Tensor], boxes: Sequence[Box] | None, pixels: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        unit, worst = self._units(dtype) * torch.finfo(dtype).eps, self._worst_units * torch.finfo(dtype).eps
+        unit = torch.finfo(dtype).eps
+        least = torch.finfo(dtype).tiny / unit
         errors = [(pixels + self._mean.abs()) / self._std]  # the corners of the box are rounded, and its normalisation
         for layer in self._graph.layers[1:]:
-            error = _error(layer, [errors[i] for i in layer.inputs], [magnitudes[i] for i in layer.inputs])
+            error = _error(layer, [errors[i] for i in layer.inputs], [magnitudes[i] for i in layer.inputs]) + least
             if layer.kind == "relu" and boxes is not None:
-                error = error * (boxes[layer.inputs[0]].upper + worst * error > 0)
+                error = error * (boxes[layer.inputs[0]].upper + self._worst_units * unit * error > 0)
             errors.append(error)
-        return unit * errors[-1].amax(1)
+        return errors[-1].amax(1)
 
     def _magnitudes(self, pixels: Tensor) -> list[Tensor]:
         """Return bounds on the absolute values of every layer for images in [0, 1], signs ignored."""
@@ -107,14 +130,15 @@ class Rounding:
                 found.append(layer.apply(*inputs))
         return found
 
-    def _units(self, dtype: torch.dtype) -> int:
-        return self._worst_units if dtype == torch.float64 else 1
-
     @cached_property
     def _worst_units(self) -> int:
         """Every addition from the input to a logit, once more for each layer."""
         affine = [layer for layer in self._graph.layers if isinstance(layer, Affine)]
         return (1 + len(affine)) * sum(_terms(layer) + 8 for layer in affine)
+
+
+def _of_unknown(dtype: torch.dtype) -> float:
+    return 0.0 if dtype == torch.float64 else math.inf
 
 
 def _error(layer: Layer, errors: Sequence[Tensor], magnitudes: Sequence[Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ class Again(Generic[OneRow]):
         """Return the worst margins at points, and what the run's may differ from them by."""
         with torch.no_grad():
             logits = self.network(x)
-        rounding = self.network.rounding().over(Box(x, x), self._dtype)
+        rounding = self.network.rounding().usual(Box(x, x), self._dtype)
         slack = torch.maximum(self._tolerance * scale_of(logits), rounding)
         return margins_of(logits, self.labels_of(batch)).min(1).values.tolist(), slack.tolist()
 
@@ -96,7 +96,7 @@ class Again(Generic[OneRow]):
         return [VERIFIERS.build(spec) for spec in specs]
 
     def rounding(self, rows: Iterable[OneRow]) -> dict[int, tuple[float, float]]:
-        """Return, by index, what rounding may add to a bound: in the run's precision, and here."""
+        """Return, by index, what rounding may add to a bound at worst: in the run's precision, and here."""
         found = {}
         for batch in self.batches(rows):
             box = self.problem(batch).box

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, optimise
+from expressive_losses.bounds.beta_crown import Bounded, Dual, Forms, lower_bound, optimise, relax
 from expressive_losses.bounds.extraction import extract
 from expressive_losses.bounds.layers import LayerGraph, without_max_pool
 from expressive_losses.bounds.reduction import Reduced, Tightening, TooManyNeurons, reduce, stack
@@ -28,6 +29,7 @@ from expressive_losses.verify.base import (
 )
 from expressive_losses.verify.branching import Score, children, choose
 from expressive_losses.verify.leaf import solve_leaf
+from expressive_losses.verify.precise import in_float64
 from expressive_losses.verify.tree import Domains, Tree
 
 
@@ -85,15 +87,34 @@ class BranchAndBound(Verifier):
         return search.verdict()
 
 
+@dataclass(frozen=True)
+class _Networks:
+    """The reduced networks, a row for each tree: what is proven counts in one precision, the search is in another.
+
+    Attributes:
+        exact: in float64, if the network can be computed in it.
+        quick: the same in the precision of the problem.
+    """
+
+    exact: Reduced
+    quick: Reduced
+
+    def rows(self, images: Tensor) -> _Networks:
+        """Return those of some of the trees."""
+        quick = self.quick.rows(images)
+        return _Networks(quick if self.exact is self.quick else self.exact.rows(images), quick)
+
+
 class _Search:
     """The trees of all images of one problem, bounded in shared batches."""
 
     def __init__(self, settings: BranchAndBound, network: BoundedNetwork, problem: Problem) -> None:
-        self._settings, self._network, self._problem = settings, network, problem
+        self._settings, self._problem = settings, problem
+        self._exact, self._asked = in_float64(network, problem, settings.tolerance)  # what is to be proven
         self._trees: list[Tree] = []
-        self._reduced: Reduced | None = None  # one row a tree
-        self._active: tuple[list[Tree], Reduced] | None = None
-        self._thresholds = problem.threshold(settings.tolerance).tolist()
+        self._networks: _Networks | None = None
+        self._active: tuple[list[Tree], _Networks] | None = None
+        self._thresholds = self._asked.threshold(settings.tolerance).tolist()
         self._hunt = Hunt(
             network,
             problem,
@@ -146,7 +167,7 @@ class _Search:
 
     def _grow(self) -> None:
         """Reduce the network over the box of each image."""
-        network, problem = self._network, self._problem
+        network, problem = self._exact, self._asked
         graph = without_max_pool(extract(network.model, network.shape, network.mean))
         box = Box(network.normalize(problem.box.lower), network.normalize(problem.box.upper))
         matrices = specification(problem.labels, network.classes, box.lower.dtype)
@@ -162,7 +183,8 @@ class _Search:
             roots = torch.full(wanted.shape, -torch.inf, dtype=box.lower.dtype)
             self._trees.append(Tree(row, self._thresholds[row], roots, wanted))
         if networks:
-            self._reduced = stack(networks)
+            exact = stack(networks)
+            self._networks = _Networks(exact, exact.to(self._problem.images.dtype))
 
     def _reduce(self, graph: LayerGraph, box: Box, matrix: Tensor) -> Reduced | None:
         how = self._settings
@@ -174,7 +196,8 @@ class _Search:
 
     def _start(self) -> None:
         """Bound every open property without splits, and attack those that stay open."""
-        reduced, how = self._reduced, self._settings
+        networks, how = self._networks, self._settings
+        reduced = networks.quick
         wanted = torch.stack([tree.wanted for tree in self._trees]).to(self._device)
         # The open properties of each image first, and no more columns than the image with the most of them needs.
         most = max(1, int(wanted.sum(1).max()))
@@ -185,10 +208,11 @@ class _Search:
         target = torch.where(valid, threshold, -torch.inf)
         dual = Dual.start(reduced.neurons, most)
         found = optimise(reduced.neurons, forms, sign, dual, how.root_iterations, how.lr, how.decay, target)
+        found = self._confirmed(self._trees, networks, properties, sign, found)
         for tree, lower, which in zip(self._trees, found.lower.cpu(), properties.cpu(), strict=True):
             tree.roots[which] = lower
         self._hunt.at_roots(self._trees, reduced, found.point, forms, valid & ~(found.lower > threshold))
-        self._sort(self._trees, reduced, properties, forms, sign, found, valid)
+        self._sort(self._trees, networks, properties, forms, sign, found, valid)
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -196,7 +220,8 @@ class _Search:
         """Split the worst sub-problems of each image and bound their children."""
         share = max(1, self._settings.batch // (2 * len(trees)))
         popped = [tree.pop(share) for tree in trees]
-        reduced = self._rows(trees)
+        networks = self._rows(trees)
+        reduced = networks.quick
         parents, valid = _padded(popped, self._device)
         branch = parents.branch.clamp_min(0)
         sign, dual = children(parents.sign, Dual(parents.alpha, parents.beta), branch)
@@ -204,16 +229,34 @@ class _Search:
         forms = reduced.outputs.pick(properties)
         how, target = self._settings, torch.where(valid, self._threshold(trees), -torch.inf)
         found = optimise(reduced.neurons, forms, sign, dual, how.iterations, how.lr, how.decay, target)
+        found = self._confirmed(trees, networks, properties, sign, found)
         inherited = parents.lower.repeat(1, 2)  # a child's feasible set lies in its parent's
-        found = Bounded(torch.fmax(found.lower, inherited), found.dual, found.point, found.coefficients)
+        found = replace(found, lower=torch.fmax(found.lower, inherited))
         for tree, part in zip(trees, popped, strict=True):
             tree.nodes += 2 * len(part)
-        self._sort(trees, reduced, properties, forms, sign, found, valid)
+        self._sort(trees, networks, properties, forms, sign, found, valid)
+
+    def _confirmed(
+        self, trees: Sequence[Tree], networks: _Networks, properties: Tensor, sign: Tensor, found: Bounded
+    ) -> Bounded:
+        """Return the bounds; those above the threshold computed once more in float64, by the same multipliers.
+
+        What float32 finds may be rounding. In float64 its worst case is in the threshold, or taken off the bound.
+        """
+        exact, dtype = networks.exact, self._asked.margins.dtype
+        found = replace(found, lower=found.lower.to(dtype))
+        promising = found.lower > self._threshold(trees)
+        if exact is networks.quick or not promising.any():
+            return found
+        forms = exact.outputs.pick(properties)
+        relaxation, dual = relax(exact.neurons, sign), found.dual.to(dtype)
+        proven, _ = lower_bound(exact.neurons, forms, relaxation, sign.to(dtype), dual)
+        return replace(found, lower=torch.where(promising, proven.lower, found.lower))
 
     def _sort(
         self,
         trees: Sequence[Tree],
-        reduced: Reduced,
+        networks: _Networks,
         properties: Tensor,
         forms: Forms,
         sign: Tensor,
@@ -221,7 +264,7 @@ class _Search:
         valid: Tensor,
     ) -> None:
         """Close what is proven, look for counterexamples, choose where to split the rest, and store it."""
-        how, threshold = self._settings, self._threshold(trees)
+        how, threshold, reduced = self._settings, self._threshold(trees), networks.quick
         proven = found.lower > threshold
         open_ = valid & ~proven
         self._hunt.at_nodes(trees, reduced, forms, found.point, open_)
@@ -234,29 +277,22 @@ class _Search:
                 continue
             leaves = open_[at] & (branch[at] < 0)
             for leaf in leaves.nonzero().squeeze(1).tolist():
-                self._finish_leaf(tree, reduced, at, properties[at, leaf], forms, sign[at, leaf], leaf, found)
+                lower = found.lower[at, leaf].item()
+                self._finish_leaf(tree, networks.exact, at, properties[at, leaf], sign[at, leaf], lower)
             tree.push(Domains(*(tensor[at] for tensor in everything)).pick(open_[at] & ~leaves))
 
     def _finish_leaf(
-        self,
-        tree: Tree,
-        reduced: Reduced,
-        at: int,
-        property_: Tensor,
-        forms: Forms,
-        sign: Tensor,
-        leaf: int,
-        found: Bounded,
+        self, tree: Tree, reduced: Reduced, at: int, property_: Tensor, sign: Tensor, known: float
     ) -> None:
         """Decide a sub-problem without unsplit neurons by its linear program."""
         image = torch.tensor([at], device=self._device)
-        form = forms.rows(image).pick(torch.tensor([[leaf]], device=self._device))
+        form = reduced.outputs.rows(image).pick(property_.view(1, 1))
         solved = solve_leaf(reduced.neurons.rows(image), form, sign, self._seconds_left(tree))
-        lower = max(solved.lower, found.lower[at, leaf].item())
+        lower = max(solved.lower, known)
         if solved.point is not None and not lower > tree.threshold:
             self._hunt.accept(tree, solved.point)
         tree.stuck |= not lower > tree.threshold
-        tree.close(property_.view(1), torch.tensor([lower]))
+        tree.close(property_.view(1), torch.tensor([lower], dtype=torch.float64))
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
@@ -266,15 +302,15 @@ class _Search:
 
     def _threshold(self, trees: Sequence[Tree]) -> Tensor:
         """Return what the bounds of each tree must exceed, (I, 1)."""
-        return self._problem.margins.new_tensor([[tree.threshold] for tree in trees])
+        return self._asked.margins.new_tensor([[tree.threshold] for tree in trees])
 
-    def _rows(self, trees: list[Tree]) -> Reduced:
+    def _rows(self, trees: list[Tree]) -> _Networks:
         """Return the reduced networks of the running trees; copied only when one has stopped."""
         if len(trees) == len(self._trees):
-            return self._reduced
+            return self._networks
         if self._active is None or [id(t) for t in self._active[0]] != [id(t) for t in trees]:
             rows = torch.tensor([self._trees.index(tree) for tree in trees], device=self._device)
-            self._active = trees, self._reduced.rows(rows)
+            self._active = trees, self._networks.rows(rows)
         return self._active[1]
 
     def _charge(self, trees: Sequence[Tree], began: float) -> None:

@@ -71,7 +71,7 @@ class Hunt:
         """Keep the point ``u`` of [-1, 1]^D, in pixel units, as the witness if it refutes the label on the network."""
         one = slice(tree.row, tree.row + 1)
         box = self._problem.box[one]
-        x = box.clamp(box.center + box.half_width * u.view_as(box.center))
+        x = box.clamp(box.center + box.half_width * u.view_as(box.center).to(box.center))
         if is_counterexample(self._network, box, self._problem.labels[one], x).item():
             tree.witness = x[0]
 

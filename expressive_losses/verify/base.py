@@ -20,9 +20,9 @@ from expressive_losses.registry import Plugin
 from expressive_losses.types import Box, margins_of
 
 #: A margin counts as proven positive when its bound, computed in floating point, exceeds this times the largest
-#: abs(logit) of the clean image, or times 1 if that is smaller, and what rounding can add up to on the way through the
-#: layers: see :meth:`Problem.threshold`. Measured on trained networks, whose logits are of the order of 10, float32
-#: bounds err by up to 9.3e-6 of the largest logit (docs/verification.md): hence about ten times that.
+#: abs(logit) of the clean image, or times 1 if that is smaller, and what rounding can add up to at worst on the way
+#: through the layers: see :meth:`Problem.threshold`. Measured on trained networks, whose logits are of the order of 10,
+#: float32 bounds err by up to 9.3e-6 of the largest logit (docs/verification.md): hence about ten times that.
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -100,23 +100,31 @@ class Problem:
     def threshold(self, tolerance: float) -> Tensor:
         """Return what a margin's lower bound must exceed to count as proven, (B,).
 
-        ``tolerance * scale_of(logits)``, or what rounding errors can add up to over the box if that is more
-        (:class:`expressive_losses.bounds.rounding.Rounding`). Every verifier must use this one rule.
+        ``tolerance * scale_of(logits)``, or what rounding errors can add up to at worst if that is more: over the box
+        in float64, over all boxes in float32 (:class:`expressive_losses.bounds.rounding.Rounding`). Every verifier must
+        use this one rule; what float32 cannot prove by it, float64 may (:mod:`expressive_losses.verify.precise`).
         """
         relative = tolerance * scale_of(self.logits)
-        return relative if self.rounding is None else torch.maximum(relative, self.rounding.over(self.box))
+        if self.rounding is None:
+            return relative
+        if relative.dtype != torch.float64:
+            return relative.clamp_min(self.rounding.everywhere)
+        return torch.maximum(relative, self.rounding.over(self.box))
 
     def proven(self, margins: Tensor, tolerance: float) -> Tensor:
         """Return where every margin (B, K-1) exceeds :meth:`threshold`, (B,) bool.
 
-        The rounding over a box is only computed where a margin is not above that over all boxes: seldom.
+        In float64 the rounding over a box is only computed where a margin is not above that over all boxes: seldom.
         """
         worst = margins.amin(1)
         found = worst > tolerance * scale_of(self.logits)
-        if self.rounding is not None:
-            close = (found & ~(worst > self.rounding.everywhere)).nonzero().squeeze(1)
-            if len(close):
-                found[close] = worst[close] > self.rounding.over(self.box[close])
+        if self.rounding is None:
+            return found
+        above = worst > self.rounding.everywhere
+        close = (found & ~above).nonzero().squeeze(1)
+        found &= above
+        if len(close) and worst.dtype == torch.float64:
+            found[close] = worst[close] > self.rounding.over(self.box[close])
         return found
 
     def generators(self, purpose: str) -> list[torch.Generator]:

@@ -47,7 +47,8 @@ def _refuse_other_function(network: BoundedNetwork) -> None:
         )
     with network.frozen() as logits:
         fast = logits(x)
-    if not torch.allclose(fast, first, rtol=1e-3, atol=1e-3 * float(first.abs().max()), equal_nan=True):
+    scale = float(first.abs().nan_to_num(0.0).max())
+    if not torch.allclose(fast, first, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise UserError(
             "the fast path for chains of layers does not compute what this network computes: nothing is verified; "
             "this is an error of expressive_losses, please report it with the network's layers"

@@ -23,7 +23,9 @@ from expressive_losses.verify.base import (
     is_counterexample,
     logits_of,
 )
+from expressive_losses.verify.evaluation import computing_in
 from expressive_losses.verify.incomplete import margins_by
+from expressive_losses.verify.precise import in_float64
 
 
 @VERIFIERS.register("input-bab")
@@ -97,15 +99,17 @@ class _Search:
 
     def __init__(self, settings: InputSplitting, network: BoundedNetwork, problem: Problem) -> None:
         self._settings, self._network, self._problem = settings, network, problem
-        self._threshold = problem.threshold(settings.tolerance)
-        proven = (problem.margins > self._threshold.unsqueeze(1)).all(1).tolist()
-        self._covers = [self._cover(row) for row in range(len(problem)) if not proven[row]]
+        self._exact = in_float64(network, problem, settings.tolerance)
+        _, exact = self._exact
+        self._threshold = exact.threshold(settings.tolerance)
+        proven = (exact.margins > self._threshold.unsqueeze(1)).all(1).tolist()
+        self._covers = [self._cover(exact, row) for row in range(len(problem)) if not proven[row]]
         self._ruled_out = proven
 
-    def _cover(self, row: int) -> _Cover:
+    def _cover(self, exact: Problem, row: int) -> _Cover:
         one = slice(row, row + 1)
-        closed = torch.full_like(self._problem.margins[row], torch.inf)
-        return _Cover(row, self._problem.box[one], self._problem.margins[one], closed)
+        closed = torch.full_like(exact.margins[row], torch.inf)
+        return _Cover(row, exact.box[one], exact.margins[one], closed)
 
     def run(self) -> None:
         """Bound, then halve until nothing is left or a limit is reached."""
@@ -129,8 +133,8 @@ class _Search:
                 status[cover.row], witness[cover.row] = Status.FALSIFIED, cover.witness
                 continue
             found = torch.cat([cover.margins, cover.closed[None]]).amin(0)
-            margins[cover.row] = torch.fmax(margins[cover.row], found)
-            if len(cover.box) == 0 and (margins[cover.row] > self._threshold[cover.row]).all():
+            margins[cover.row] = torch.fmax(margins[cover.row], found.to(margins))
+            if len(cover.box) == 0 and (found > self._threshold[cover.row]).all():
                 status[cover.row] = Status.VERIFIED
         return Verdict(tuple(status), margins, witness)
 
@@ -158,16 +162,18 @@ class _Search:
 
     def _bound(self, box: Box, rows: Tensor, known: Tensor) -> Tensor:
         settings = self._settings
-        found = margins_by(settings.name, self._network, box, self._problem.labels[rows], settings.bound)
+        network, _ = self._exact
+        with computing_in(network.mean.dtype):
+            found = margins_by(settings.name, network, box, self._problem.labels[rows], settings.bound)
         found = torch.where(torch.isfinite(found), found, -torch.inf)
         return torch.maximum(found, known)  # what held on the larger box holds on its halves
 
     def _gradient(self, box: Box, rows: Tensor) -> Tensor:
         with torch.enable_grad():
-            x = box.center.detach().requires_grad_()
+            x = box.center.detach().to(self._problem.images).requires_grad_()
             worst = margins_of(self._network(x), self._problem.labels[rows]).amin(1)
             (gradient,) = torch.autograd.grad(worst.sum(), x)
-        return gradient
+        return gradient.to(box.lower)
 
     def _side(self, box: Box, rows: Tensor) -> Tensor:
         """Return the input to split, (N,): a flat position. A dead gradient falls back to the widest side."""
@@ -179,7 +185,7 @@ class _Search:
         gradient = self._gradient(box, rows)
         whole, labels = self._problem.box[rows], self._problem.labels[rows]
         for x in (box.center, torch.where(gradient > 0, box.lower, box.upper)):
-            x = whole.clamp(x)
+            x = whole.clamp(x.to(whole.lower))
             for at in is_counterexample(self._network, whole, labels, x).nonzero().squeeze(1).tolist():
                 covers[owner[at]].witness = x[at]
 

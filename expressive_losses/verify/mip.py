@@ -30,6 +30,7 @@ from expressive_losses.verify.base import (
 )
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 from expressive_losses.verify.mip_model import Encoded, Solution, encode, intervals, matrices_of
+from expressive_losses.verify.precise import in_float64
 
 
 @VERIFIERS.register("mip")
@@ -71,14 +72,16 @@ class Mip(Verifier):
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         exact = _Exact.of(network)
+        _, asked = in_float64(network, problem, self.tolerance)
         status, margins, witness = [], combined(problem, problem.margins), problem.images.clone()
         for row in range(len(problem)):
             if exact is None or problem.is_late():
                 status.append(Status.UNKNOWN)
                 continue
-            image = _Image(self, network, exact, problem.select([row], margins))
+            image = _Image(self, network, exact, problem.select([row]), asked.select([row]))
             status.append(image.decide())
-            margins[row], witness[row] = image.margins, image.witness
+            margins[row] = torch.maximum(margins[row], image.margins.to(margins))
+            witness[row] = image.witness
         return Verdict(tuple(status), margins, witness)
 
 
@@ -143,19 +146,26 @@ def _order_of_relus(network: BoundedNetwork, graph: LayerGraph) -> tuple[int, ..
 
 
 class _Image:
-    """One image: its model, and what is known of its margins."""
+    """One image: its model, and what is known of its margins.
 
-    def __init__(self, settings: Mip, network: BoundedNetwork, exact: _Exact, problem: Problem) -> None:
-        self._settings, self._network, self._exact, self._problem = settings, network, exact, problem
-        self.margins = problem.margins[0].clone()
-        self._threshold = problem.threshold(settings.tolerance).item()
+    Args:
+        settings, network, exact: see :class:`Mip`.
+        problem: of the one image, where counterexamples are to hold.
+        asked: the same in float64, what is to be proven.
+    """
+
+    def __init__(self, settings: Mip, network: BoundedNetwork, exact: _Exact, problem: Problem, asked: Problem) -> None:
+        self._settings, self._network, self._exact = settings, network, exact
+        self._problem, self._box = problem, asked.box
+        self.margins = asked.margins[0].clone()
+        self._threshold = asked.threshold(settings.tolerance).item()
         self._proven = (self.margins > self._threshold).tolist()
         self.witness = problem.images[0]
         until = time.monotonic() + settings.timeout
         self._until = until if problem.deadline is None else min(until, problem.deadline)
 
     def decide(self) -> Status:
-        box = Box(*(side.detach().double().cpu() for side in (self._problem.box.lower, self._problem.box.upper)))
+        box = Box(*(side.detach().double().cpu() for side in (self._box.lower, self._box.upper)))
         labels = self._problem.labels.cpu()
         boxes = self._exact.intervals(box, labels, self._settings.bounds)
         encoded = encode(self._exact.graph, self._exact.matrices, boxes)

@@ -1,4 +1,4 @@
-"""A second look in float64 at what float32 would prove, were it not for the rounding that it must allow for."""
+"""float32 finds, float64 proves: what float32 cannot be sure of is bounded again where rounding is negligible."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def with_second_look(
 ) -> Verdict:
     """Return the verdict, with the images verified that only float32's rounding held back and float64 proves.
 
-    What rounding can add up to in float32 is estimated from magnitudes and can be a thousand times what it does; in
-    float64 the worst case is negligible. So an image whose margins exceed the tolerance, but not that estimate, is
-    bounded again in float64, by the same rule.
+    What rounding can add up to in float32 at worst is more than most margins; in float64 it is negligible. So an image
+    whose margins exceed the tolerance, but not that, is bounded again in float64, by the same rule.
 
     Args:
         network: of the dtype of ``problem``; anything but float32 is not looked at again.
@@ -44,6 +43,23 @@ def with_second_look(
     for row, one in zip(rows, proven, strict=True):
         status[row] = Status.VERIFIED if one else status[row]
     return replace(verdict, status=tuple(status))
+
+
+def in_float64(network: BoundedNetwork, problem: Problem, tolerance: float) -> tuple[BoundedNetwork, Problem]:
+    """Return network and problem in float64, for a verifier that proves there; both as they are if that cannot be.
+
+    Of the margins known so far those stay that float32 is sure of; the others are -inf. What is float64 already stays
+    as it is, and so does a network that only computes in float32: there little exceeds the threshold.
+    """
+    if problem.margins.dtype != torch.float32:
+        return network, problem
+    with computing_in(torch.float64):
+        copied = _float64_copy(network)
+        if copied is None:
+            return network, problem
+        sure = problem.margins > problem.threshold(tolerance).unsqueeze(1)
+        known = torch.where(sure, problem.margins, -torch.inf)
+        return copied, _in_float64(copied, replace(problem, margins=known))
 
 
 def _held_back(problem: Problem, verdict: Verdict, tolerance: float) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -90,8 +89,8 @@ def check_data(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: flo
     Raises:
         UserError: saying what does not fit.
     """
-    if not (math.isfinite(eps) and eps >= 0):
-        raise UserError(f"eps: expected a radius >= 0 in pixel units, got {eps}")
+    if not 0 <= eps <= 1:  # nor a NaN
+        raise UserError(f"eps: expected a radius in pixel units, from 0 to 1, got {float(eps)}")
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(f"expected labels for all of some images, got {len(labels)} for {len(images)}")
     if tuple(images.shape[1:]) != network.shape:
