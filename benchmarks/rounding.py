@@ -58,13 +58,13 @@ def differences(network: BoundedNetwork, images: Tensor, labels: Tensor, eps: fl
     ``relative`` is to the largest logit of the image over the box's centre, or 1 if that is smaller. ``flattering`` is
     the largest amount by which float32 exceeds float64, the only direction that matters for soundness; ``near`` is
     the largest of the differences among margins between -1 and 1, where they could decide. ``allowed`` is what
-    :class:`expressive_losses.bounds.rounding.Rounding` says, ``share_of_allowed`` the largest difference over it.
+    ``Rounding.usual`` says, ``share_of_allowed`` the largest difference over it.
     """
     low, high = (margins(network, images, labels, eps, method, dtype) for dtype in (torch.float32, torch.float64))
     error = low.double() - high
     with torch.no_grad():
         scale = scale_of(network(images)).unsqueeze(1).double()
-        allowed = network.rounding().over(Box.around(images, eps)).unsqueeze(1).double()
+        allowed = network.rounding().usual(Box.around(images, eps), torch.float32).unsqueeze(1).double()
     quantiles = torch.quantile(error.abs().flatten(), torch.tensor([0.5, 0.99], dtype=torch.float64)).tolist()
     near = error.abs()[high.abs() < 1]
     proven = (low > torch.maximum(DEFAULT_TOLERANCE * scale, allowed)).all(1)
