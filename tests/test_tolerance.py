@@ -182,13 +182,16 @@ def test_the_errors_of_an_image_do_not_depend_on_those_beside_it(monkeypatch):
     assert network.rounding().over(box[:0]).shape == (0,)
 
 
-def test_rounding_is_computed_anew_when_the_weights_change():
+@pytest.mark.parametrize("written", ["weight", "data"])
+def test_rounding_is_computed_anew_when_the_weights_change(written):
+    """Also by ``weight.data``, which torch does not count."""
     network = networks()["chain"]
     box = Box.around(torch.rand(2, 1, 6, 6), EPS)
     before = network.rounding().over(box)
     assert network.rounding() is network.rounding()
     with torch.no_grad():
-        network.model[-1].weight.mul_(10.0)
+        weight = network.model[-1].weight
+        (weight if written == "weight" else weight.data).mul_(10.0)
     assert (network.rounding().over(box) > 5 * before).all()
 
 
@@ -279,8 +282,7 @@ def test_the_second_look_is_only_taken_where_it_may_help(monkeypatch):
     for _ in range(2):
         assert VERIFIERS.build("ibp")(network, problem).status == (Status.VERIFIED,)
     assert len(asked) == 1, "the copy is kept"
-    with torch.no_grad():
-        network.model[4].bias[0] = -1.0
+    network.model[4].bias.data[0] = -1.0
     problem = Problem.of(network, problem.images, problem.labels, 0.0)
     assert VERIFIERS.build("ibp")(network, problem).status == (Status.UNKNOWN,), "and made anew for other weights"
 

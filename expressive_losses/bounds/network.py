@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,7 +74,7 @@ class BoundedNetwork(nn.Module):
         self._graphs: dict[bool, lirpa.Graph] = {}
         self._graphs_of: tuple[Any, ...] = ()
         self._graph_parts: list[Any] = []
-        self._rounding: tuple[tuple[int, ...], Rounding] | None = None
+        self._rounding: tuple[tuple[str | int, ...], Rounding] | None = None
 
     @property
     def _chain(self) -> list[Stage] | None:
@@ -209,10 +210,14 @@ class BoundedNetwork(nn.Module):
             self._rounding = state, Rounding(self.model, self.shape, self.mean, self.std)
         return self._rounding[1]
 
-    def state(self) -> tuple[int, ...]:
-        """Return what changes when layers, parameters or buffers do: for what is computed once of them."""
+    def state(self) -> tuple[str | int, ...]:
+        """Return what changes when layers, parameters or buffers do: for what is computed once of them.
+
+        By their values, because torch does not count what is written to ``tensor.data``.
+        """
         tensors = [*self.parameters(), *self.buffers()]
-        return (*map(id, [*self.model.modules(), *tensors]), *(tensor._version for tensor in tensors))
+        values = (tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy() for tensor in tensors)
+        return (repr(self.model), *map(id, self.model.modules()), *map(zlib.crc32, values))
 
     def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
         """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""

@@ -18,7 +18,7 @@ from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 Bound = Callable[[BoundedNetwork, Box, Tensor], Tensor]
 
 #: The copies in float64, or None where there can be none, each with the state of the network that it is of.
-_copies: WeakKeyDictionary[BoundedNetwork, tuple[tuple[int, ...], BoundedNetwork | None]] = WeakKeyDictionary()
+_copies: WeakKeyDictionary[BoundedNetwork, tuple[tuple[str | int, ...], BoundedNetwork | None]] = WeakKeyDictionary()
 
 
 def with_second_look(
