@@ -119,7 +119,7 @@ def one_search(options: argparse.Namespace) -> dict[str, Any]:
     tree = search._trees[0]
     return {
         **about, "eps": eps, "what": "nodes", "image": options.image, "max_nodes": options.max_nodes,
-        "nodes": tree.nodes, "neurons": search._reduced.neurons.count, "open": len(tree),
+        "nodes": tree.nodes, "neurons": search._networks.quick.neurons.count, "open": len(tree),
         "worst": round(tree.worst, 4) if len(tree) else None,
         "verified": tree.verified, "falsified": tree.witness is not None,
         "cpu_seconds": round(time.process_time() - began, 2), "added_mib": round(peak_mib() - before),
