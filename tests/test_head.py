@@ -53,6 +53,11 @@ def test_another_forward_is_another_network(from_file):
     assert hash_of(from_file(SOURCE.replace("(x).relu", "(x).relu().relu"))) != before
 
 
+def test_another_forward_of_a_base_class_is_another_network(from_file):
+    derived = "\n\nclass Base(Net):\n    pass\n\n\nBase, Net = Net, Base\nNet.__name__ = 'Net'\n"
+    assert hash_of(from_file(SOURCE + derived)) != hash_of(from_file(SOURCE.replace("relu()", "tanh()") + derived))
+
+
 def test_comments_and_layout_are_not_part_of_the_network(from_file):
     before = hash_of(from_file(SOURCE))
     changed = SOURCE.replace("return self", "# the last layer\n        return (self").replace("relu())", "relu()))")

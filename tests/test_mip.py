@@ -17,7 +17,7 @@ from expressive_losses.bounds.extraction import extract
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of, other_classes
-from expressive_losses.verify import Cascade, Problem, Status, build_stages
+from expressive_losses.verify import Cascade, Problem, Status, build_stages, mip
 from expressive_losses.verify.base import is_counterexample
 from expressive_losses.verify.mip import Mip
 from expressive_losses.verify.mip_model import COST, DROPS, FAILS, Model, Solution, encode, intervals, matrices_of
@@ -64,7 +64,7 @@ POOLS = {
 
 def problem_for(network: BoundedNetwork, eps: float, count: int = 4, seed: int = 5, **fields) -> Problem:
     """Random images, labelled as the network sees them."""
-    x = torch.rand(count, *network.shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.rand(count, *network.shape, generator=torch.Generator().manual_seed(seed)).to(network.mean)
     with torch.no_grad():
         return Problem.of(network, x, network(x).argmax(1), eps, **fields)
 
@@ -110,7 +110,13 @@ def minimum_by_enumeration(network: BoundedNetwork, box: Box, label: int, other:
     return best
 
 
-def test_minima_against_enumeration():
+@pytest.fixture
+def no_bounds_first(monkeypatch):
+    """The solver is asked about every class, whatever bounds say."""
+    monkeypatch.setattr(mip, "FIRST", ())
+
+
+def test_minima_against_enumeration(no_bounds_first):
     for seed in range(6):
         network = mlp(seed, inputs=3, hidden=6, depth=1)
         problem = problem_for(network, 0.3, count=2)
@@ -201,14 +207,14 @@ def test_crown_does_not_change_the_verdict():
 
 
 def test_known_margins_skip_classes(monkeypatch):
-    network, asked = mlp(0), []
+    network, asked = mlp(0).double(), []
     minimize = Model.minimize
     monkeypatch.setattr(Model, "minimize", lambda self, *a, **k: asked.append(a) or minimize(self, *a, **k))
     problem = problem_for(network, 0.05, count=1)
-    known = torch.tensor([[1.0, -torch.inf]])
+    known = torch.tensor([[1.0, -torch.inf]], dtype=torch.float64)
     Mip()(network, problem.select([0], known))
     assert len(asked) == 1
-    assert Mip()(network, problem.select([0], torch.ones(1, 2))).status == (Status.VERIFIED,)
+    assert Mip()(network, problem.select([0], torch.ones_like(known))).status == (Status.VERIFIED,)
     assert len(asked) == 1
 
 
@@ -223,7 +229,7 @@ def unfinished(lower: float, asked: list[bool]):
     return run
 
 
-def test_out_of_time_the_relaxation_may_still_verify(monkeypatch):
+def test_out_of_time_the_relaxation_may_still_verify(monkeypatch, no_bounds_first):
     network, asked = mlp(1), []
     problem = problem_for(network, 0.05, count=8)
     exact = Mip()(network, problem).status
@@ -234,7 +240,7 @@ def test_out_of_time_the_relaxation_may_still_verify(monkeypatch):
         assert one in (other, Status.UNKNOWN)
 
 
-def test_out_of_time_a_bound_that_was_proven_counts(monkeypatch):
+def test_out_of_time_a_bound_that_was_proven_counts(monkeypatch, no_bounds_first):
     network, asked = mlp(1), []
     problem = problem_for(network, 0.02, count=4)
     monkeypatch.setattr(Model, "minimize", unfinished(0.5, asked))

@@ -11,10 +11,14 @@ from reducing import mlp, problem_for
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds.beta_crown import Forms, Neurons
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import margins_of
-from expressive_losses.verify import Problem, Status, bab
+from expressive_losses.verify import Cascade, Problem, Status, bab, build_stages
+from expressive_losses.verify.base import Verdict
 from expressive_losses.verify.evaluation import evaluation_copy
+from expressive_losses.verify.leaf import solve_leaf
+from expressive_losses.verify.precise import with_second_look
 
 LABEL = torch.zeros(1, dtype=torch.long)
 SIDE, EPS = 32, 8 / 255
@@ -72,6 +76,29 @@ def test_errors_that_do_not_cancel_prove_nothing(name):
     assert VERIFIERS.build(name)(network, problem).status == (Status.VERIFIED,)
 
 
+@pytest.mark.parametrize("last", ["bab", "mip"])
+def test_what_float32_says_of_a_class_is_no_fact_for_a_later_stage(last):
+    """IBP has a margin above the tolerance, in float32, which float64 does not confirm."""
+    network, problem = of_one_colour(-0.3)
+    cascade = Cascade(build_stages(f"clean,ibp,{last}", {last: {"timeout": 5.0}}))
+    outcomes = [outcome for some in cascade(network, problem) for outcome in some]
+    assert [outcome.status for outcome in outcomes] != [Status.VERIFIED]
+    assert outcomes[0].margin > 1e-4 or outcomes[0].status is Status.FALSIFIED
+
+
+@pytest.mark.parametrize("eps, status", [(0.001, Status.VERIFIED), (0.9, Status.UNKNOWN)])
+def test_the_class_that_a_bound_leaves_may_be_that_of_an_earlier_stage(eps, status):
+    """The stage's own bound excludes one class in float64, float32 both; interval bounds exclude the other, or do not."""
+    network = mlp(0)
+    problem = problem_for(network, eps, count=1)
+    found = Verdict((Status.UNKNOWN,), torch.ones_like(problem.margins))
+
+    def half(network, box, labels):
+        return torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+
+    assert with_second_look(network, problem, found, 1e-4, half).status == (status,)
+
+
 def test_float32_alone_would_be_fooled():
     """As it was when one unit of roundoff was allowed for each sum: the bound is above that, too."""
     network, problem = of_one_colour(-0.3)
@@ -115,6 +142,28 @@ def test_what_underflows_proves_nothing(name):
     assert VERIFIERS.build({"name": name, **soon})(network, problem).status != (Status.VERIFIED,)
 
 
+@pytest.mark.parametrize("power", [0, 30, 66, 70, 100])
+@pytest.mark.parametrize("branching", ["upb", "babsr", "gap"])
+def test_what_overflows_in_the_search_is_no_leaf(power, branching):
+    """f_0 - f_1 = 0.1 - 20 tent(x), below 0 at 0.53; the products of bounds on hidden neurons overflow float32."""
+    size = 2.0**power
+    hidden = linear([[size]] * 3, [-0.52 * size, -0.53 * size, -0.54 * size])
+    last = linear([[-20 / size, 40 / size, -20 / size], [0.0, 0.0, 0.0]], [0.1, 0.0])
+    network = BoundedNetwork(nn.Sequential(hidden, nn.ReLU(), last), (1,), 2).eval()
+    problem = Problem.of(network, torch.full((1, 1), 0.5), LABEL, 0.1)
+    how = {"name": "bab", "timeout": 2.0, "branching": branching, "attack_steps": 0, "node_attack_steps": 0}
+    assert VERIFIERS.build(how)(network, problem).status != (Status.VERIFIED,)
+
+
+def test_a_leaf_has_every_unstable_neuron_split():
+    one, zero = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
+    neurons = Neurons(one, zero, zero[0], -one[0], one[0], (1,))  # z = u
+    form = Forms(zero, -one, 0.5 * one[0])  # 0.5 - relu(z) >= -0.5
+    assert solve_leaf(neurons, form, torch.tensor([0])).lower == -torch.inf
+    assert solve_leaf(neurons, form, torch.tensor([1])).lower == pytest.approx(-0.5)
+    assert solve_leaf(neurons, form, torch.tensor([-1])).lower == pytest.approx(0.5)
+
+
 def test_branch_and_bound_closes_nothing_that_only_its_search_believes(monkeypatch):
     """A search whose bounds are 1 too high finds the same as an honest one, with more splits."""
     true = bab.optimise
@@ -128,5 +177,5 @@ def test_branch_and_bound_closes_nothing_that_only_its_search_believes(monkeypat
     assert {Status.VERIFIED, Status.FALSIFIED} <= {status for row in expected for status in row}
     monkeypatch.setattr(bab, "optimise", boastful)
     assert [VERIFIERS.build("bab")(*one).status for one in networks] == expected
-    monkeypatch.setattr(bab, "in_float64", lambda network, problem, tolerance: (network, problem))
+    monkeypatch.setattr(bab, "in_float64", lambda network, problem: (network, problem))
     assert [VERIFIERS.build("bab")(*one).status for one in networks] != expected, "nothing was confirmed"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box
 from expressive_losses.verify import Problem, Status, bab, precise
@@ -121,7 +122,7 @@ def test_large_activations_that_cancel_prove_nothing(name, eps, monkeypatch):
     for network, x in problems:
         problem = Problem.of(network, x, label, eps)
         assert VERIFIERS.build(name)(network, problem).status != (Status.VERIFIED,)
-    monkeypatch.setattr(bab, "in_float64", lambda network, problem, tolerance: (network, problem))
+    monkeypatch.setattr(bab, "in_float64", lambda network, problem: (network, problem))
     for network, x in problems:
         unguarded = VERIFIERS.build(name)(network, replace(Problem.of(network, x, label, eps), rounding=None))
         fooled += unguarded.status == (Status.VERIFIED,)
@@ -313,9 +314,11 @@ class OnlyFloat32(nn.Module):
         return self.layers(x + torch.zeros(INPUTS, dtype=torch.float32)) if x.dtype == torch.float32 else x.float() @ x
 
 
-def test_a_module_that_only_computes_in_float32_stays_undecided():
+@pytest.mark.parametrize("name", ["ibp", "bab", "input-bab", "mip"])
+def test_a_module_that_only_computes_in_float32_proves_nothing_and_says_why(name):
     network = BoundedNetwork(OnlyFloat32(), (INPUTS,), 2).eval()
     problem = held_back(18.0)[1]
     problem = Problem.of(network, problem.images, problem.labels, 0.0)
     problem = replace(problem, rounding=held_back(18.0)[0].rounding())
-    assert VERIFIERS.build("ibp")(network, problem).status == (Status.UNKNOWN,)
+    with pytest.raises(UnsupportedNetwork, match="cannot be computed in float64, where proofs are made: RuntimeError"):
+        VERIFIERS.build(name)(network, problem)

@@ -26,6 +26,7 @@ from expressive_losses.verify.base import (
     Verdict,
     Verifier,
     combined,
+    undecided,
 )
 from expressive_losses.verify.branching import Score, children, choose
 from expressive_losses.verify.leaf import solve_leaf
@@ -82,6 +83,8 @@ class BranchAndBound(Verifier):
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
+        if problem.is_late():
+            return undecided(problem)
         search = _Search(self, network, problem)
         search.run()
         return search.verdict()
@@ -110,7 +113,7 @@ class _Search:
 
     def __init__(self, settings: BranchAndBound, network: BoundedNetwork, problem: Problem) -> None:
         self._settings, self._problem = settings, problem
-        self._exact, self._asked = in_float64(network, problem, settings.tolerance)  # what is to be proven
+        self._exact, self._asked = in_float64(network, problem)  # what is to be proven
         self._trees: list[Tree] = []
         self._networks: _Networks | None = None
         self._active: tuple[list[Tree], _Networks] | None = None
@@ -128,8 +131,6 @@ class _Search:
 
     def run(self) -> None:
         """Bound the roots, attack, then split until nothing is left or a limit is reached."""
-        if self._problem.is_late():
-            return
         began = time.monotonic()
         self._grow()
         if not self._trees:
@@ -148,7 +149,7 @@ class _Search:
         """Return what the trees say; images without a tree are left as they were."""
         clean = margins_of(self._problem.logits, self._problem.labels)
         clean = torch.where(torch.isfinite(clean), clean, -torch.inf)
-        margins = self._problem.margins.clone()
+        margins = combined(self._problem, self._asked.margins)
         status = [Status.UNKNOWN] * len(self._problem)
         witness = self._problem.images.clone()
         for tree in self._trees:
@@ -157,7 +158,6 @@ class _Search:
             found = torch.minimum(tree.margins().to(margins), clean[tree.row])  # +inf where nothing is left open
             at = tree.wanted.to(margins.device)
             margins[tree.row, at] = torch.fmax(margins[tree.row], found)[at]
-        margins = combined(self._problem, margins)
         for tree in self._trees:
             if tree.verified and (margins[tree.row] > tree.threshold).all():
                 status[tree.row] = Status.VERIFIED
@@ -275,7 +275,7 @@ class _Search:
             tree.close(properties[at][closed], found.lower[at][closed])
             if tree.witness is not None:
                 continue
-            leaves = open_[at] & (branch[at] < 0)
+            leaves = open_[at] & (branch[at] < 0)  # nothing left to split
             for leaf in leaves.nonzero().squeeze(1).tolist():
                 lower = found.lower[at, leaf].item()
                 self._finish_leaf(tree, networks.exact, at, properties[at, leaf], sign[at, leaf], lower)

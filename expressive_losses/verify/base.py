@@ -243,6 +243,11 @@ def combined(problem: Problem, margins: Tensor) -> Tensor:
     return torch.maximum(problem.margins, usable.to(problem.margins))
 
 
+def undecided(problem: Problem) -> Verdict:
+    """Return UNKNOWN for every image, with what was known before."""
+    return Verdict((Status.UNKNOWN,) * len(problem), combined(problem, problem.margins))
+
+
 def verdict_of_bounds(problem: Problem, margins: Tensor, tolerance: float) -> Verdict:
     """Return VERIFIED where every margin, the best of old and new, exceeds the threshold, else UNKNOWN."""
     best = combined(problem, margins)
@@ -254,8 +259,9 @@ def is_counterexample(network: BoundedNetwork, box: Box, labels: Tensor, x: Tens
     """Return where ``x`` refutes the label: in the box, exactly, and f_j(x) >= f_y(x) for a class j != y;
     (B,) bool.
 
-    One forward pass of the plain network. NaN logits refute nothing. VERIFIED needs f_y - f_j > 0 everywhere,
-    so that no image can be both.
+    One forward pass of the plain network, in its own precision: the network as it is deployed. NaN logits refute
+    nothing. VERIFIED says f_y - f_j > 0 everywhere, in exact arithmetic; where a margin is smaller than the rounding of
+    a forward pass, a point that refutes the deployed network may exist all the same.
     """
     with torch.no_grad():
         margins = margins_of(network(x), labels)

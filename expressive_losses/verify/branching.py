@@ -48,7 +48,9 @@ def score(name: Score, neurons: Neurons, relaxation: Relaxation, found: Bounded)
         kept, cut = a * relaxation.up * bias, a * (relaxation.up - 1) * bias
         value = (torch.maximum(kept, cut) - (-a).clamp_min(0) * relaxation.shift).abs()
     value = value + 1e-7 * (a.abs() + 1e-7) * area
-    return torch.where(relaxation.free, value, -torch.inf)
+    # What overflows may be split all the same: -inf is for what has been, and for stable neurons.
+    most = torch.finfo(value.dtype).max
+    return torch.where(relaxation.free, value.nan_to_num(nan=most, posinf=most, neginf=-most), -torch.inf)
 
 
 def choose(

@@ -18,6 +18,9 @@ from expressive_losses.config import Radius
 from expressive_losses.verify.base import Verifier
 from expressive_losses.verify.settings import Settings
 
+#: Whose classes go by what they print.
+LIBRARIES = ("torch", "torchvision", "expressive_losses", "builtins")
+
 
 def head_of(
     network: BoundedNetwork,
@@ -62,9 +65,9 @@ def hash_of_weights(network: BoundedNetwork) -> str:
 
 
 def _sources(model: nn.Module) -> list[str]:
-    """Return the source of each class of the user's own among the modules, those without one (typed in) left out."""
-    classes = {type(module) for module in model.modules()}
-    own = (one for one in classes if one.__module__.partition(".")[0] not in ("torch", "expressive_losses"))
+    """Return the source of each class of the user's own among the modules and their bases; not if it was typed in."""
+    classes = {one for module in model.modules() for one in type(module).__mro__}
+    own = (one for one in classes if one.__module__.partition(".")[0] not in LIBRARIES)
     found = []
     for one in own:
         try:

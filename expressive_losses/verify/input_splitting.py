@@ -20,8 +20,10 @@ from expressive_losses.verify.base import (
     Status,
     Verdict,
     Verifier,
+    combined,
     is_counterexample,
     logits_of,
+    undecided,
 )
 from expressive_losses.verify.evaluation import computing_in
 from expressive_losses.verify.incomplete import margins_by
@@ -59,6 +61,8 @@ class InputSplitting(Verifier):
                 f"bound '{self.name}': the network has {inputs} inputs, and splitting is for up to "
                 f"{self.max_inputs} (max_inputs); use bab"
             )
+        if problem.is_late():
+            return undecided(problem)
         search = _Search(self, network, problem)
         if torch.isfinite(logits_of(network, problem.images)).all():  # with NaN weights no sub-box is ever decided
             search.run()
@@ -99,7 +103,7 @@ class _Search:
 
     def __init__(self, settings: InputSplitting, network: BoundedNetwork, problem: Problem) -> None:
         self._settings, self._network, self._problem = settings, network, problem
-        self._exact = in_float64(network, problem, settings.tolerance)
+        self._exact = in_float64(network, problem)
         _, exact = self._exact
         self._threshold = exact.threshold(settings.tolerance)
         proven = (exact.margins > self._threshold.unsqueeze(1)).all(1).tolist()
@@ -126,7 +130,7 @@ class _Search:
     def verdict(self) -> Verdict:
         """Return VERIFIED where no sub-box is open, with the smallest margins over the partition."""
         problem = self._problem
-        margins, witness = problem.margins.clone(), problem.images.clone()
+        margins, witness = combined(problem, self._exact[1].margins), problem.images.clone()
         status = [Status.VERIFIED if one else Status.UNKNOWN for one in self._ruled_out]
         for cover in self._covers:
             if cover.witness is not None:

@@ -29,28 +29,31 @@ def solve_leaf(neurons: Neurons, forms: Forms, sign: Tensor, seconds: float = 60
     """Minimise one form over the box and the splits.
 
     The solver's answer is not trusted: its multipliers are clamped to >= 0 and the bound they prove, by weak duality,
-    is computed here in float64.
+    is computed here in float64, less what rounding can be in the constraints, which the multipliers make large.
 
     Args:
         neurons: of one image (I = 1).
         forms: of one sub-problem (N = 1).
-        sign: +1 or -1 for every unstable neuron, (U,).
+        sign: +1 or -1 for every unstable neuron, (U,); where one has none nothing is proven.
         seconds: limit of each linear program; when it is reached nothing is proven.
     """
+    if (neurons.unstable[0] & (sign == 0)).any():
+        return Leaf(-np.inf, None)
+    rounding = neurons.rounding[0][sign != 0].double().cpu().numpy()
     matrix, offset, cost, constant = _linear(neurons, forms, sign)
     if not all(np.isfinite(part).all() for part in (matrix, offset, cost, constant)):
         return Leaf(-np.inf, None)  # overflow or NaN weights prove nothing
     if len(matrix) == 0:  # no unstable neuron: the form is affine over the whole box
-        lower = _dual_bound(cost, constant, matrix, offset, np.zeros(0))
+        lower = _dual_bound(cost, constant, matrix, offset, np.zeros(0), rounding)
         return Leaf(lower, torch.from_numpy(-np.sign(cost)).to(neurons.bias))
     bounds, options = (-1.0, 1.0), {"time_limit": seconds}
     found = linprog(cost, A_ub=matrix, b_ub=-offset, bounds=bounds, method="highs", options=options)
     if found.status == 2:
-        return Leaf(_infeasibility(matrix, offset, options), None)
+        return Leaf(_infeasibility(matrix, offset, rounding, options), None)
     if found.status != 0:
         return Leaf(-np.inf, None)
     multipliers = np.maximum(-found.ineqlin.marginals, 0.0)
-    lower = _dual_bound(cost, constant, matrix, offset, multipliers)
+    lower = _dual_bound(cost, constant, matrix, offset, multipliers, rounding)
     return Leaf(lower, torch.from_numpy(np.clip(found.x, -1.0, 1.0)).to(neurons.bias))
 
 
@@ -71,13 +74,18 @@ def _linear(neurons: Neurons, forms: Forms, sign: Tensor) -> tuple[np.ndarray, n
 
 
 def _dual_bound(
-    cost: np.ndarray, constant: float, matrix: np.ndarray, offset: np.ndarray, multipliers: np.ndarray
+    cost: np.ndarray,
+    constant: float,
+    matrix: np.ndarray,
+    offset: np.ndarray,
+    multipliers: np.ndarray,
+    rounding: np.ndarray,
 ) -> float:
-    """Return min over [-1, 1]^D of g . u + c + lambda . (M u + q)."""
-    return float(constant + multipliers @ offset - np.abs(cost + multipliers @ matrix).sum())
+    """Return min over [-1, 1]^D of g . u + c + lambda . (M u + q), less lambda . the rounding in M u + q."""
+    return float(constant + multipliers @ (offset - rounding) - np.abs(cost + multipliers @ matrix).sum())
 
 
-def _infeasibility(matrix: np.ndarray, offset: np.ndarray, options: dict) -> float:
+def _infeasibility(matrix: np.ndarray, offset: np.ndarray, rounding: np.ndarray, options: dict) -> float:
     """Return +inf where multipliers with lambda . (M u + q) > 0 on the whole box show that no input is left.
 
     They are the solution of: minimise t subject to M u + q <= t.
@@ -91,5 +99,5 @@ def _infeasibility(matrix: np.ndarray, offset: np.ndarray, options: dict) -> flo
     if found.status != 0:
         return -np.inf
     multipliers = np.maximum(-found.ineqlin.marginals, 0.0)
-    proof = _dual_bound(np.zeros(size), 0.0, matrix, offset, multipliers)
+    proof = _dual_bound(np.zeros(size), 0.0, matrix, offset, multipliers, rounding)
     return np.inf if proof > 1e-9 * max(1.0, float(np.abs(offset).max())) else -np.inf

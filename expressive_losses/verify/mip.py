@@ -13,7 +13,7 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
-from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds import BoundedNetwork, BoundMethod
 from expressive_losses.bounds.extraction import extract
 from expressive_losses.bounds.layers import LayerGraph
 from expressive_losses.errors import UserError
@@ -27,10 +27,14 @@ from expressive_losses.verify.base import (
     Verifier,
     combined,
     is_counterexample,
+    undecided,
 )
 from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 from expressive_losses.verify.mip_model import Encoded, Solution, encode, intervals, matrices_of
-from expressive_losses.verify.precise import in_float64
+from expressive_losses.verify.precise import CHEAP, in_float64
+
+#: Bounds that may spare the solver a class.
+FIRST: tuple[BoundMethod, ...] = (*CHEAP, "crown")
 
 
 @VERIFIERS.register("mip")
@@ -71,8 +75,10 @@ class Mip(Verifier):
         return 0.0  # the threshold is taken off
 
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
-        exact = _Exact.of(network)
-        _, asked = in_float64(network, problem, self.tolerance)
+        if problem.is_late():
+            return undecided(problem)
+        copied, asked = in_float64(network, problem, FIRST)
+        exact = _Exact.of(copied)
         status, margins, witness = [], combined(problem, problem.margins), problem.images.clone()
         for row in range(len(problem)):
             if exact is None or problem.is_late():
@@ -170,7 +176,7 @@ class _Image:
         boxes = self._exact.intervals(box, labels, self._settings.bounds)
         encoded = encode(self._exact.graph, self._exact.matrices, boxes)
         label, others = int(labels[0]), other_classes(labels, self._network.classes)[0].tolist()
-        for at in self.margins.argsort().tolist():  # the likeliest to fail first
+        for at in self._problem.margins[0].argsort().tolist():  # the likeliest to fail first
             if self._proven[at]:
                 continue
             if self._solve(encoded, label, others[at], at):
