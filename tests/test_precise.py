@@ -88,7 +88,7 @@ def test_what_float32_says_of_a_class_is_no_fact_for_a_later_stage(last):
 
 @pytest.mark.parametrize("eps, status", [(0.001, Status.VERIFIED), (0.9, Status.UNKNOWN)])
 def test_the_class_that_a_bound_leaves_may_be_that_of_an_earlier_stage(eps, status):
-    """The stage's own bound excludes one class in float64, float32 both; interval bounds exclude the other, or do not."""
+    """In float64 the stage's own bound excludes one class; interval bounds exclude the other, or do not."""
     network = mlp(0)
     problem = problem_for(network, eps, count=1)
     found = Verdict((Status.UNKNOWN,), torch.ones_like(problem.margins))
