@@ -239,7 +239,7 @@ def _rescale(network: BoundedNetwork, choose: random.Random) -> bool:
         alone = layers.count(first) == layers.count(second) == 1
         if not alone or getattr(first, "weight", None) is None or not isinstance(second, nn.Linear | nn.Conv2d):
             continue
-        factor = 2.0 ** choose.choice([-30, -20, -10, 10, 20, 30])
+        factor = 2.0 ** choose.choice([-70, -30, -10, 10, 30, 70])
         first.weight.mul_(factor)
         if first.bias is not None:
             first.bias.mul_(factor)
