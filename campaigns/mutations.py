@@ -141,7 +141,7 @@ MUTATIONS = (
     Mutation(
         "slope: branch-and-bound's upper line has no intercept",
         "bounds/beta_crown.py",
-        "shift = torch.where(free, -lower * upper / width, 0.0)",
+        "shift = torch.where(free, -lower * up, 0.0)",
         "shift = torch.zeros_like(up)",
     ),
     Mutation(

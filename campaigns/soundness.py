@@ -43,7 +43,7 @@ EXACTNESS = 1e-4
 FIELDS = {
     "bab": {"timeout": 2.0},
     "input-bab": {"timeout": 2.0, "max_nodes": 2000},
-    "mip": {"timeout": 2.0, "gap": 0.0, "tolerance": 0.0, "bounds": "ibp"},
+    "mip": {"timeout": 2.0, "gap": 0.0, "tolerance": 0.0, "first": (), "bounds": "ibp"},
     "alpha-crown": {"iterations": 8},
 }
 #: Attacks and these, which take long for one image, see every box of each third network; these the close calls of all.

@@ -225,6 +225,19 @@ def test_what_cancelling_multipliers_leave_of_rounding_is_taken_off(monkeypatch)
     assert max(rounding_in_favour(*cancelling(seed)) for seed in range(200)) > 1e-2
 
 
+@pytest.mark.parametrize("power", [-100, -70, 30, 100])
+def test_the_relaxation_scales_with_the_neuron(power):
+    """Bit by bit: l u alone would underflow at 2^-70, or overflow at 2^70, where -l u / (u - l) does not."""
+    bounds = torch.rand(2, 1, 50, generator=torch.Generator().manual_seed(0))
+    sign, one = torch.zeros(1, 1, 50), torch.zeros(1, 50, 50)
+
+    def relaxed(size: float):
+        return relax(Neurons(one, one, one[:, 0], -size * bounds[0], size * bounds[1], (50,)), sign)
+
+    size, plain, scaled = 2.0**power, relaxed(1.0), relaxed(2.0**power)
+    assert scaled.up.equal(plain.up) and scaled.shift.equal(size * plain.shift)
+
+
 @torch.no_grad()
 def test_the_rounding_of_neurons_by_hand():
     """z1 = 3 u1 - u2 + 1, z2 = u1 + 2 y1 - 4, abs(y1) <= 5: 2 (3 + 1) + 1 = 9 and 2 + 4 + 2 (9 + 5) = 34 roundoffs."""

@@ -23,7 +23,9 @@ ONCE_WRONG = (10, 16, 25, 29, 45, 57, 66)
 
 
 @pytest.mark.parametrize("number", ONCE_WRONG)
-def test_networks_whose_bounds_were_wrong_once(number):
+def test_networks_whose_bounds_were_wrong_once(number, monkeypatch):
+    """As they were then: auto_LiRPA does not take one of them with layers rescaled."""
+    monkeypatch.setattr(networks, "_rescale", lambda network, choose: False)
     campaign = Campaign()
     campaign.examine(random_subject(number), number, samples=40)
     assert campaign.violations == 0, table(campaign)

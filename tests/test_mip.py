@@ -17,12 +17,12 @@ from expressive_losses.bounds.extraction import extract
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.types import Box, margins_of, other_classes
-from expressive_losses.verify import Cascade, Problem, Status, build_stages, mip
+from expressive_losses.verify import Cascade, Problem, Status, build_stages
 from expressive_losses.verify.base import is_counterexample
 from expressive_losses.verify.mip import Mip
 from expressive_losses.verify.mip_model import COST, DROPS, FAILS, Model, Solution, encode, intervals, matrices_of
 
-EXACT = {"gap": 0.0, "tolerance": 0.0}
+EXACT = {"gap": 0.0, "tolerance": 0.0, "first": ()}
 
 
 class Residual(nn.Module):
@@ -110,13 +110,7 @@ def minimum_by_enumeration(network: BoundedNetwork, box: Box, label: int, other:
     return best
 
 
-@pytest.fixture
-def no_bounds_first(monkeypatch):
-    """The solver is asked about every class, whatever bounds say."""
-    monkeypatch.setattr(mip, "FIRST", ())
-
-
-def test_minima_against_enumeration(no_bounds_first):
+def test_minima_against_enumeration():
     for seed in range(6):
         network = mlp(seed, inputs=3, hidden=6, depth=1)
         problem = problem_for(network, 0.3, count=2)
@@ -229,22 +223,22 @@ def unfinished(lower: float, asked: list[bool]):
     return run
 
 
-def test_out_of_time_the_relaxation_may_still_verify(monkeypatch, no_bounds_first):
+def test_out_of_time_the_relaxation_may_still_verify(monkeypatch):
     network, asked = mlp(1), []
     problem = problem_for(network, 0.05, count=8)
     exact = Mip()(network, problem).status
     monkeypatch.setattr(Model, "minimize", unfinished(-np.inf, asked))
-    relaxed = Mip()(network, problem)
+    relaxed = Mip(first=())(network, problem)
     assert True in asked and Status.VERIFIED in relaxed.status
     for one, other in zip(relaxed.status, exact, strict=True):
         assert one in (other, Status.UNKNOWN)
 
 
-def test_out_of_time_a_bound_that_was_proven_counts(monkeypatch, no_bounds_first):
+def test_out_of_time_a_bound_that_was_proven_counts(monkeypatch):
     network, asked = mlp(1), []
     problem = problem_for(network, 0.02, count=4)
     monkeypatch.setattr(Model, "minimize", unfinished(0.5, asked))
-    assert set(Mip()(network, problem).status) == {Status.VERIFIED}
+    assert set(Mip(first=())(network, problem).status) == {Status.VERIFIED}
     assert True not in asked
 
 

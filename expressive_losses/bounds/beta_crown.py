@@ -176,7 +176,7 @@ def relax(neurons: Neurons, sign: Tensor) -> Relaxation:
     width = (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
     active = (sign > 0) | ((sign == 0) & (lower >= 0) & (upper > 0))
     up = torch.where(free, upper / width, active.to(lower))
-    shift = torch.where(free, -lower * upper / width, 0.0)
+    shift = torch.where(free, -lower * up, 0.0)  # not -l u / (u - l): the product may overflow, or underflow
     return Relaxation(free, up, shift)
 
 

@@ -33,9 +33,6 @@ from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 from expressive_losses.verify.mip_model import Encoded, Solution, encode, intervals, matrices_of
 from expressive_losses.verify.precise import CHEAP, in_float64
 
-#: Bounds that may spare the solver a class.
-FIRST: tuple[BoundMethod, ...] = (*CHEAP, "crown")
-
 
 @VERIFIERS.register("mip")
 class Mip(Verifier):
@@ -52,6 +49,7 @@ class Mip(Verifier):
     Attributes:
         timeout: seconds for one image, all classes together.
         lp_timeout: seconds for the relaxation of one class.
+        first: bounds, in float64, that may spare the solver a class; none: it minimises every one.
         bounds: how the hidden layers are bounded, beside interval arithmetic (which is used alone where auto_LiRPA
             cannot bound a layer).
         gap: stop when (best value - lower bound) / best value is at most this: from a value below 1 on, the sign of the
@@ -66,6 +64,7 @@ class Mip(Verifier):
     batch_sizes: ClassVar[tuple[int, int]] = (1, 1)  # a row is written when its batch is through
     timeout: float = Field(default=600.0, gt=0)
     lp_timeout: float = Field(default=60.0, gt=0)
+    first: tuple[BoundMethod, ...] = (*CHEAP, "crown")
     bounds: Literal["ibp", "crown", "alpha_crown"] = "crown"
     gap: float = Field(default=0.5, ge=0, lt=1)
     tolerance: float = Field(default=DEFAULT_TOLERANCE, ge=0)
@@ -77,7 +76,7 @@ class Mip(Verifier):
     def __call__(self, network: BoundedNetwork, problem: Problem) -> Verdict:
         if problem.is_late():
             return undecided(problem)
-        copied, asked = in_float64(network, problem, FIRST)
+        copied, asked = in_float64(network, problem, self.first)
         exact = _Exact.of(copied)
         status, margins, witness = [], combined(problem, problem.margins), problem.images.clone()
         for row in range(len(problem)):
