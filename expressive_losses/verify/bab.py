@@ -95,7 +95,7 @@ class _Networks:
     """The reduced networks, a row for each tree: what is proven counts in one precision, the search is in another.
 
     Attributes:
-        exact: in float64, if the network can be computed in it.
+        exact: in float64.
         quick: the same in the precision of the problem.
     """
 
