@@ -6,8 +6,8 @@ import time
 
 import pytest
 import torch
+from instances import data, instance
 from reducing import grid, mlp, pooled, problem_for
-from test_soundness import data, instance
 
 from expressive_losses.errors import UserError
 from expressive_losses.registry import VERIFIERS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from instances import CLASSES, INSTANCES, data, instance
 from reducing import grid, mlp, pooled, pre_activations, problem_for, random_splits, reduced
-from test_soundness import CLASSES, INSTANCES, data, instance
 
 from expressive_losses.bounds import beta_crown
 from expressive_losses.bounds.beta_crown import Dual, Forms, Neurons, evaluate, lower_bound, optimise, relax

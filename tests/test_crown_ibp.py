@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from instances import CLASSES, data
 from test_interval import CHAINS, both
-from test_soundness import CLASSES, data
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork, record_statistics

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_soundness import CLASSES, INSTANCES, data, instance
+from instances import CLASSES, INSTANCES, data, instance
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork, record_statistics

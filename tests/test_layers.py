@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_soundness import INSTANCES, instance
+from instances import INSTANCES, instance
 from torch import nn
 
 from expressive_losses.bounds.extraction import extract

@@ -1,0 +1,134 @@
+"""Modules that are easily misread are bounded as they are, or refused; and what changes later is seen."""
+
+import importlib
+
+import pytest
+import torch
+from instances import CLASSES, METHODS, data, plain, sampled_minimum
+
+from expressive_losses.bounds import BoundedNetwork, compat, lirpa
+from expressive_losses.errors import UserError
+from expressive_losses.types import Box, margins_of
+
+
+class Bent(torch.nn.Sequential):
+    """Looks like a chain, computes something else."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
+class ComputedWeight(torch.nn.Module):
+    """A weight that is computed in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x.flatten(1), 5 * self.layer.weight, self.layer.bias)
+
+
+class InPlace(torch.nn.Module):
+    """An in-place operation that another name of the same tensor sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(16, 8), torch.nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        hidden = self.first(x.flatten(1))
+        kept = hidden
+        torch.relu_(hidden)
+        return self.last(kept + hidden)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Bent(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, CLASSES)),
+        ComputedWeight,
+        InPlace,
+        lambda: plain(torch.nn.AvgPool2d(3, 2, padding=1), torch.nn.Flatten(), torch.nn.Linear(4, CLASSES)),
+        lambda: plain(
+            torch.nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+            torch.nn.Flatten(),
+            torch.nn.Linear(4, CLASSES),
+        ),
+    ],
+    ids=["subclass", "computed weight", "in place", "padded pooling", "pooling without the padding"],
+)
+def test_modules_that_are_easily_misread_are_bounded_soundly_or_refused(make, method):
+    torch.manual_seed(1)
+    network = BoundedNetwork(make(), (1, 4, 4), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.2)
+    try:
+        bound = network.margins(box, labels, method)
+    except UserError:
+        return
+    lowest = sampled_minimum(network, box, labels)
+    assert (bound <= lowest + 1e-4 * (1 + lowest.abs())).all()
+
+
+class Gain(torch.nn.Module):
+    """A layer whose buffer multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["buffer", "setting", "layer"])
+def test_what_changes_after_the_first_bounds_is_seen(change):
+    """At a single point the bound is the margin, of the network as it is now."""
+    torch.manual_seed(0)
+    model = plain(torch.nn.Flatten(), torch.nn.Linear(16, 8), Gain(), torch.nn.LeakyReLU(0.1), torch.nn.Linear(8, 4))
+    network = BoundedNetwork(model, (1, 4, 4), 4).eval()
+    x, labels = data(network)
+    for changed in (False, True):
+        if changed and change == "buffer":
+            model[2].gain.mul_(5)
+        elif changed and change == "setting":
+            model[3].negative_slope = 0.3
+        elif changed:
+            del model[3]
+            model.insert(3, torch.nn.Sigmoid())
+        found = network.margins(Box(x, x), labels, "crown")
+        torch.testing.assert_close(found, margins_of(network(x), labels), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [3, 40])
+def test_a_wrong_conversion_is_seen_with_few_and_with_many_classes(monkeypatch, classes):
+    """Above 16 classes random combinations of the logits are compared; one wrong bias of the last layer is enough."""
+    model = plain(torch.nn.Flatten(), torch.nn.Linear(16, 6), torch.nn.ReLU(), torch.nn.Linear(6, classes))
+    like = torch.zeros(1)
+    lirpa.Graph(model, (1, 4, 4), like)
+    trace = lirpa.Graph._trace
+
+    def wrong(self, *given):
+        bounded = trace(self, *given)
+        x, expected = self._check
+        self._check = x, expected + 0.05 * (torch.arange(classes) == classes - 1)
+        return bounded
+
+    monkeypatch.setattr(lirpa.Graph, "_trace", wrong)
+    with pytest.raises(UserError, match="wrong at single points"):
+        lirpa.Graph(model, (1, 4, 4), like)
+
+
+def test_only_the_notes_on_parts_are_silenced(capsys):
+    compat.load()
+    backward = importlib.import_module("auto_LiRPA.backward_bound")
+    backward.print("Batched CROWN: unstable size 3")
+    backward.print("Warning: lb is larger than ub")
+    assert capsys.readouterr().out == "Warning: lb is larger than ub\n"
+    with pytest.warns(UserWarning, match="identity"):
+        backward.warnings.warn("Creating an identity matrix", stacklevel=2)
