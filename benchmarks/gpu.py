@@ -132,7 +132,8 @@ def trainer_of_recipe(
     recipe: str, shape: tuple[int, ...], count: int, folder: Path, options: argparse.Namespace
 ) -> tuple[Trainer, str]:
     """Return a trainer of a recipe in TensorFloat-32 (MNIST's attack: FGSM), and the name of its data."""
-    changes = [f"model={options.network}", "training.precision=tf32", "training.evaluate_every=1000"]
+    changes = [f"model={options.network}", "training.precision=tf32"]
+    changes += ["training.evaluate_every=1000", "training.checkpoint_every=1000"]
     changes += [f"training.epochs={options.epochs}", "eps.schedule.length=1"] if options.epochs else []
     changes += ["lr_schedule=constant"] if options.epochs else []
     changes += ["attack={name: fgsm}"] if shape == MNIST else []

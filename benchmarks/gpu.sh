@@ -1,11 +1,12 @@
 #!/bin/bash
-# Everything that only a GPU can show, in one call of under ten minutes: the tests, updates with and without CUDA graphs for
-# every method, the goals of docs/performance.md, and memory. Rows go to a folder; what fails or runs late leaves what it
-# had, and the rest goes on.
+# Everything that only a GPU can show, in one call of at most nine minutes: the tests, updates with and without CUDA graphs
+# for every method, the goals of docs/performance.md, memory, and a network trained and verified there. Rows go to a folder;
+# what fails or runs late leaves what it had, and the rest goes on.
 #
 #   bash benchmarks/gpu.sh [folder for the rows]        PYTHON=... names another interpreter
 #
-# MNIST (EXPRESSIVE_LOSSES_DATA) is used for the training of 70 epochs if it is there, else images of noise.
+# Needs the package's requirements installed (README). MNIST (EXPRESSIVE_LOSSES_DATA) is used for the training of 70 epochs
+# if it is there, else images of noise: then its time means something and its accuracy nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -22,8 +23,10 @@ part() { # seconds, file, command: run the command for so long at most
   timeout "$1" "${@:3}" > "$out/$2" || { echo "$2: code $? (124: out of time); $(wc -l < "$out/$2") lines" >&2; failed=1; }
 }
 part 10 device.csv nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
-part 150 tests.txt "$python" -m pytest -q -m gpu tests/test_cuda.py
-part 200 goals.jsonl "$python" benchmarks/gpu.py goals --limit 160
-part 180 steps.jsonl "$python" benchmarks/gpu.py steps
-part 50 memory.jsonl "$python" benchmarks/training.py memory --device cuda --only cnn7
+part 110 tests.txt "$python" -m pytest -q -m gpu tests/test_cuda.py
+part 190 goals.jsonl "$python" benchmarks/gpu.py goals --limit 160
+part 120 steps.jsonl "$python" benchmarks/gpu.py steps
+part 40 memory.jsonl "$python" benchmarks/training.py memory --device cuda --only cnn7
+part 30 train.txt "$python" train.py --device cuda --quiet --out "$out/run"
+part 40 verify.txt "$python" verify.py --model "$out/run" --device cuda --bound cascade --quiet --out "$out/run/verified"
 exit $failed

@@ -113,10 +113,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.accumulate > 1 and self.bn_statistics != "clean_frozen":
-            raise ValueError(
-                "accumulate: needs bn_statistics: clean_frozen, whose statistics (of the whole batch) take no gradient"
-            )
         if self.average.kind != "none" and self.average.start >= self.epochs:
             raise ValueError(f"average: start {self.average.start:g} is not before the end ({self.epochs} epochs)")
         return self
@@ -176,7 +172,9 @@ class Config(Section):
 
 
 def load(path: Path | None, overrides: Iterable[Mapping[str, Any]] = ()) -> Config:
-    """Read a config file, apply the overrides in order, put the data set's defaults underneath, check the result.
+    """Read a config file, apply the overrides in order, check the result.
+
+    What it does not say is as the method has it, else as the data set has it, else as :class:`Config`.
 
     Raises:
         UserError: unreadable file, bad YAML, cyclic ``extends``, unknown key or bad value.
@@ -191,7 +189,9 @@ def resolve(values: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = 
     given = {key: values[key] for key in ("data", "plugins") if key in values}
     data = Config.build(merge({"data": Config().data.spec()}, given), source).data
     defaults = merge(Config().resolved(), data.defaults)
-    return Config.build(merge(defaults, values), source)
+    given = {key: values[key] for key in ("method", "plugins") if key in values}
+    method = Config.build(merge({"method": defaults["method"]}, given), source).method
+    return Config.build(merge(merge(defaults, method.defaults), values), source)
 
 
 class _Loader(yaml.SafeLoader):

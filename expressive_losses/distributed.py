@@ -15,6 +15,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +53,10 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """Return which of its machine's processes, and so which GPU, this is."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def local_rank() -> int | None:
+    """Return which of its machine's processes, and so which GPU, this is; None where torchrun did not start it."""
+    rank = os.environ.get("LOCAL_RANK")
+    return None if rank is None else int(rank)
 
 
 @contextmanager
@@ -65,7 +67,8 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # the first process alone evaluates while the others wait: NCCL's own limit of ten minutes would end a large run
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
     try:
         yield
     finally:

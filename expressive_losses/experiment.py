@@ -14,6 +14,7 @@ import torch
 
 from expressive_losses import checkpoint, distributed
 from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
+from expressive_losses.bounds.statistics import batch_norms
 from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
@@ -88,14 +89,31 @@ def prepare(
     network = build_network(config, train_set).to(device)
     train, rest = Batches(train_set, config.data.augmentation, device), Batches(held_out, device=device)
     clock = Clock(train.steps_per_epoch(config.training.batch_size), config.training.epochs)
-    if config.eps.schedule.end(clock) > clock.steps(1, "run"):
+    _check_schedules(config, clock)
+    if config.training.accumulate > 1 and config.training.bn_statistics != "clean_frozen" and batch_norms(network):
         raise UserError(
-            f"eps.schedule: the radius reaches its target at step {config.eps.schedule.end(clock)}, the run ends at "
-            f"step {clock.steps(1, 'run')} ({clock.epochs} epochs): set eps.schedule.length, or train for longer"
+            "training.accumulate: with BatchNorm it needs training.bn_statistics=clean_frozen, whose statistics (of "
+            "the whole batch) take no gradient"
         )
     _check_processes(config, network, len(train_set))
     _check_bounds(config, network, rest)
     return network, train, rest, split
+
+
+def _check_schedules(config: Config, clock: Clock) -> None:
+    """Refuse schedules that would not be through by the end of the run, or change nothing in it."""
+    end = clock.steps(1, "run")
+    ramps = {"eps.schedule": config.eps.schedule, **config.method.ramps()}
+    for key, ramp in ramps.items():
+        if ramp.end(clock) > end:
+            raise UserError(
+                f"{key}: it reaches its target at step {ramp.end(clock)}, the run ends at step {end} "
+                f"({clock.epochs} epochs): set {key}.length, or train for longer"
+            )
+    try:
+        config.lr_schedule.check(clock.epochs, end)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _check_processes(config: Config, network: BoundedNetwork, images: int) -> None:

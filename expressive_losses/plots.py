@@ -8,7 +8,12 @@ from typing import Any
 
 from expressive_losses.errors import UserError
 
-_ACCURACIES = {"natural": "natural", "adversarial": "under the training attack", "verified": "verified (training)"}
+_ACCURACIES = {
+    "natural": "natural",
+    "adversarial": "under the training attack",
+    "verified": "verified (training)",
+    "small_box": "by bounds of a smaller box (no proof)",
+}
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

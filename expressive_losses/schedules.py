@@ -127,8 +127,8 @@ class LRSchedule(Plugin):
         """Return lr(step) / lr."""
         raise NotImplementedError
 
-    def check(self, epochs: int) -> None:
-        """Raise ValueError when the schedule cannot be meant for a run of ``epochs``."""
+    def check(self, epochs: int, steps: float = math.inf) -> None:
+        """Raise ValueError when the schedule cannot be meant for a run of ``epochs``, or, once known, of ``steps``."""
 
 
 @LR_SCHEDULES.register("constant")
@@ -159,9 +159,9 @@ class MultiStepLR(LRSchedule):
         reached = bisect_right([clock.steps(m, self.unit) for m in self.milestones], step)
         return self.gamma**reached
 
-    def check(self, epochs: int) -> None:
+    def check(self, epochs: int, steps: float = math.inf) -> None:
         """Refuse milestones at or after the end: they would silently do nothing."""
-        end = {"epochs": epochs, "run": 1, "steps": math.inf}[self.unit]
+        end = {"epochs": epochs, "run": 1, "steps": steps}[self.unit]
         if self.milestones and self.milestones[-1] >= end:
             raise ValueError(
                 f"lr_schedule: milestone {self.milestones[-1]:g} is not before the end ({end:g} {self.unit})"

@@ -29,6 +29,7 @@ from expressive_losses.bounds import (
     BoundedNetwork,
     use_statistics,
 )
+from expressive_losses.bounds.statistics import batch_norms
 from expressive_losses.config import TrainingConfig
 from expressive_losses.distributed import counted_once, gathered
 from expressive_losses.errors import UserError
@@ -145,14 +146,16 @@ def forward_batch(
     batch = BoundedBatch(labels, seen, gathered(adversarial), margins, numbers, x_adv, attacked)
     terms = _warmup_terms(batch) if radii.warmup else loss(batch)
     shi = bounds if regularized else {}
-    return batch, _with_regularizers(network, terms, shi, numbers["fraction"], config) | _accuracies(batch, clean)
+    proven = "verified" if region is box and not loss.bound_options() else "small_box"
+    accuracies = _accuracies(batch, clean, proven)
+    return batch, _with_regularizers(network, terms, shi, numbers["fraction"], config) | accuracies
 
 
 @torch.no_grad()
 def clean_statistics(network: BoundedNetwork, x: Tensor) -> BatchStatistics:
-    """Return BatchNorm's statistics over a whole batch of images, and update the running ones."""
+    """Return BatchNorm's statistics, if there is any, over a whole batch of images, and update the running ones."""
     network.train()
-    return network.train_logits(x)[1]
+    return network.train_logits(x)[1] if batch_norms(network) else {}
 
 
 def _needs(loss: Loss, radii: Radii) -> tuple[str, ...]:
@@ -215,11 +218,16 @@ def _with_regularizers(network, terms, bounds, fraction, config) -> dict[str, Te
 
 
 @torch.no_grad()
-def _accuracies(batch: BoundedBatch, clean: Tensor) -> dict[str, Tensor]:
-    """Fractions of the batch: correct on clean images, under the training attack, and proven by the bounds."""
+def _accuracies(batch: BoundedBatch, clean: Tensor, proven: str) -> dict[str, Tensor]:
+    """Fractions of the batch: correct on clean images, under the training attack, and by the bounds.
+
+    Args:
+        proven: what the last is called: only of bounds over the whole box is it "verified".
+    """
     found = {"natural": (clean.argmax(1) == batch.labels).float().mean()}
     if batch.adversarial is not None:
         found["adversarial"] = (batch.adversarial.argmax(1) == batch.labels).float().mean()
-    if "ibp" in batch.margins:
-        found["verified"] = (batch.margins["ibp"] > 0).all(1).float().mean()
+    if batch.margins:
+        best = torch.stack(list(batch.margins.values())).amax(0)
+        found[proven] = (best > 0).all(1).float().mean()
     return found

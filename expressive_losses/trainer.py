@@ -68,7 +68,7 @@ class Trainer:
         self.steps = training.epochs * self.steps_per_epoch
         self.clock = Clock(self.steps_per_epoch, training.epochs)
         if training.initialize == "shi":
-            shi_initialize(self.network)
+            shi_initialize(self.network, after_sums=self.network.weights_after_sums())
         self.updates = Updates(self.config, self.network, self.train)
         self.average = WeightAverage(training.average, self.network)
         self.totals: dict[str, Tensor] = {}
@@ -131,8 +131,8 @@ class Trainer:
         """Compute BatchNorm's running statistics anew over the training set, for the weights as they are.
 
         Over the batches that the bounds of training go with: clean ones and, under the policy "adversarial", attacked
-        ones in turn, as the running averages saw them. Clean ones alone do not fit bounds trained under that policy:
-        IBP-verified accuracy fell from 80 to 30 % (docs/differences.md).
+        ones in turn, as the running averages saw them. Clean ones alone do not fit bounds trained under that policy
+        (docs/differences.md).
         """
         refresh_population_statistics(self.network, self._population(self.radii(self.step - 1).attacked))
 

@@ -232,3 +232,25 @@ def test_the_report_says_which_attack():
     _, _, stage, _ = build_stages("attack,ibp", {"attack": {"attack": {"name": "apgd_t", "steps": 7}}})
     assert describe_stage(stage.spec()).startswith("apgd_t (objective dlr, steps 7")
     assert describe_stage({"name": "clean"}) == "clean"
+
+
+@torch.no_grad()
+def test_steps_of_pgd_decay_after_shares_of_them():
+    """SABR's eight: four of 0.5, three of 0.05, one of 0.005; 0.9 of eight is all of them."""
+    attack = Pgd(steps=8, step_size=0.5, decay_at=(0.5, 0.8, 0.9))
+    sizes = [attack.size_of(step) for step in range(8)]
+    assert sizes == pytest.approx([0.5] * 4 + [0.05] * 3 + [0.005])
+    assert [Pgd(steps=10, step_size=1, decay_at=(0.7,)).size_of(step) for step in (6, 7)] == [1, 0.1]
+    with pytest.raises(UserError, match="decay_at"):
+        ATTACKS.build({"name": "pgd", "decay_at": [8]})
+
+
+@torch.no_grad()
+def test_a_decayed_ascent_ends_where_its_steps_add_up():
+    """A linear model: 0.2 + 0.2 + 0.02 + 0.02 of the half-width along the sign of the gradient."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    model[1].weight.copy_(torch.tensor([[0.0], [1.0]]))
+    x = torch.full((1, 1, 1, 1), 0.5)
+    box = Box(x - 0.25, x + 0.25)
+    found = Pgd(steps=4, step_size=0.2, decay_at=(0.5,), random_start=False)(model, box, torch.tensor([0]), start=x)
+    torch.testing.assert_close(found, x + 0.25 * (0.2 + 0.2 + 0.02 + 0.02))

@@ -15,6 +15,23 @@ def write(folder, name, text):
     return path
 
 
+@pytest.mark.parametrize(
+    "method, attack",
+    [
+        ("mtl_ibp", {"name": "pgd", "steps": 1, "step_size": 10.0}),
+        ("trades", {"name": "pgd", "steps": 10, "step_size": 0.25, "objective": "kl"}),
+        ("adversarial", {"name": "pgd", "steps": 7, "step_size": 0.25}),
+        ("adv_ibp", {"name": "fgsm", "step_size": 1.25}),
+        ("adv_crown_ibp", {"name": "fgsm", "step_size": 1.25}),
+    ],
+)
+def test_a_method_by_name_has_its_papers_attack_unless_the_config_says_otherwise(method, attack):
+    by_name = load(None, [{"method": method}]).attack
+    assert {key: getattr(by_name, key) for key in attack} == attack
+    assert load(None, [{"method": method}, {"attack": {"name": "pgd", "steps": 3}}]).attack.steps == 3
+    assert load(None, [{"method": method, "attack": {"random_start": False}}]).attack.random_start is False
+
+
 def test_defaults_are_complete_and_rebuild_themselves():
     config = load(None)
     assert Config.build(config.resolved()) == config

@@ -13,7 +13,7 @@ from expressive_losses.step import Radii, forward_batch
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml"))
-RECIPES = [path for path in FILES if not path.stem.startswith("base") and path.parent != CONFIGS / "quick"]
+RECIPES = [path for path in FILES if not path.stem.startswith("base")]
 IMAGES = {
     "digits": 1437,
     "mnist": 60000,

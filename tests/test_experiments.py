@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from experimenting import (
     write,
 )
 
+from expressive_losses.cli.common import choose_device
 from expressive_losses.cli.train import overrides, train_parser
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, runner
-from expressive_losses.experiments.cli import CellsFailed
+from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.spec import load
 from expressive_losses.locking import FolderLock
@@ -175,6 +177,30 @@ def test_shards_fill_one_table(tmp_path):
     for index in range(2):
         run(path, "--shard", f"{index}/2")
     assert len(rows_of(path)) == 2
+
+
+def test_help_lists_the_commands(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in ("run", "report", "sweep", "adopt")) and "not done yet" in shown
+
+
+def test_every_process_of_the_runner_has_a_gpu_of_its_own(monkeypatch):
+    """'auto' is the current device, which the runner has set; torchrun's variable goes before it."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    found = []
+    for slot in range(3):
+        slots = queue.Queue()
+        slots.put(slot)
+        runner._start(slots, 3)
+        found.append(choose_device("auto"))
+    assert found == [torch.device("cuda", index) for index in (0, 1, 0)]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

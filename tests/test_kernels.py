@@ -44,7 +44,8 @@ def test_interval_relu(shrink, hidden, layout):
     torch.manual_seed(0)
     center, radius = leaf(3, 4, 5, 5, layout=layout), leaf(3, 4, 5, 5, layout=layout)
     total, width, inputs = interval_relu(center, radius.abs(), shrink, hidden)
-    low, high = F.relu(center - shrink * radius.abs()), F.relu(center + shrink * radius.abs())
+    low, high = F.relu(center - radius.abs()), F.relu(center + radius.abs())
+    high = torch.where(low > 0, high, shrink * high)
     ours, theirs = [total, width], [high + low, high - low]
     if hidden:
         ours += [inputs.lower, inputs.upper]

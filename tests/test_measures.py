@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from expressive_losses import checkpoint, experiment
 from expressive_losses import config as configs
-from expressive_losses import experiment
+from expressive_losses.data.batches import Batches
 from expressive_losses.experiments import polytope
 from expressive_losses.experiments.cli import main
-from expressive_losses.experiments.measures import measure
+from expressive_losses.experiments.measures import losses, measure
 from expressive_losses.experiments.observe import Observer
 from expressive_losses.types import Box
 
@@ -71,11 +72,32 @@ def test_observing_changes_nothing_and_gives_a_row_an_epoch(tmp_path):
     assert rows[-1]["tightness"] > 0
 
 
-def test_losses_are_ordered_as_the_paper_proves(tmp_path):
+SAME_ATTACK = {"name": "pgd", "steps": 5, "step_size": 0.5, "random_start": False}
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown_ibp"])
+def test_losses_are_ordered_as_the_paper_proves(tmp_path, bound):
     """adversarial <= loss of training <= IBP, and the better of CROWN and IBP is no larger than IBP's."""
-    config = configs.load(None, [SMALL, {"method": {"name": "mtl_ibp", "alpha": 0.3}}])
+    method = {"name": "mtl_ibp", "alpha": 0.3, "bound": bound}
+    config = configs.load(None, [SMALL, {"method": method, "attack": SAME_ATTACK, "test_attack": SAME_ATTACK}])
     experiment.train(config, tmp_path, torch.device("cpu"), quiet=True)
     found = measure("losses", tmp_path / "model.pt", torch.device("cpu"), None)
     assert found["adversarial"] <= found["own"] <= found["ibp"]
     assert found["crown_or_ibp"] <= found["ibp"]
-    assert found["own"] == pytest.approx(0.7 * found["adversarial"] + 0.3 * found["ibp"], rel=1e-5)
+    if bound == "ibp":
+        assert found["own"] == pytest.approx(0.7 * found["adversarial"] + 0.3 * found["ibp"], rel=1e-5)
+    else:
+        assert found["own"] < 0.7 * found["adversarial"] + 0.3 * found["ibp"]
+
+
+def test_the_loss_of_training_is_under_its_own_attack_in_its_own_region(tmp_path):
+    """At alpha 0 and twice the radius it is the adversarial loss at twice the radius."""
+    attacks = {"attack": SAME_ATTACK, "test_attack": SAME_ATTACK, "method": {"name": "cc_ibp", "alpha": 0.0}}
+    wide = configs.load(None, [SMALL, attacks, {"eps": {"attack_factor": 2}}])
+    experiment.train(wide, tmp_path, torch.device("cpu"), quiet=True)
+    found = measure("losses", tmp_path / "model.pt", torch.device("cpu"), None)
+    network = checkpoint.network_of(checkpoint.read(tmp_path / "model.pt"), "model")
+    twice = configs.load(None, [SMALL, attacks, {"eps": {"target": "0.1"}}])
+    data = Batches(experiment.load_data(wide, None)[1])
+    assert found["own"] == pytest.approx(losses(network, twice, data)["adversarial"], rel=1e-5)
+    assert found["own"] > found["adversarial"]

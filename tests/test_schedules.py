@@ -1,7 +1,10 @@
 """Schedules by hand, and their properties for every one that is registered."""
 
 import pytest
+import torch
 
+from expressive_losses import config as configs
+from expressive_losses import experiment
 from expressive_losses.errors import UserError
 from expressive_losses.registry import EPS_SCHEDULES, LR_SCHEDULES
 from expressive_losses.schedules import Clock
@@ -75,6 +78,30 @@ def test_milestones_must_be_before_the_end(milestones, unit, ends):
             ValueError, match=rf"^lr_schedule: milestone {milestones[0]} is not before the end \({ends}\)$"
         ):
             schedule.check(40)
+
+
+def test_milestones_in_steps_must_be_before_the_last_step():
+    schedule = LR_SCHEDULES.build({"name": "multistep", "milestones": [600], "unit": "steps"})
+    assert schedule.check(40, 601) is None
+    with pytest.raises(ValueError, match=r"milestone 600 is not before the end \(600 steps\)"):
+        schedule.check(40, 600)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lr_schedule": {"name": "multistep", "milestones": [500], "unit": "steps"}}, "milestone 500 is not before"),
+        (
+            {"method": {"name": "ibp", "kappa_schedule": {"name": "linear", "length": 3}}},
+            "kappa_schedule: it reaches",
+        ),
+        ({"eps": {"schedule": {"name": "linear", "length": 3}}}, "eps.schedule: it reaches its target at step"),
+    ],
+)
+def test_what_would_do_nothing_before_the_end_is_refused(change, message):
+    short = {"training": {"epochs": 2}, "eps": {"target": "0.1", "schedule": {"length": 1}}}
+    with pytest.raises(UserError, match=message):
+        experiment.prepare(configs.load(None, [short, change]), torch.device("cpu"))
 
 
 def test_linear_by_hand():

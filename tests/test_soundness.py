@@ -213,17 +213,20 @@ def test_elision_of_the_last_layer_is_tighter(name):
 
 
 def test_shrunken_relu_boxes_by_hand():
-    """Two linear layers, by hand: ReLU input 1 +- 2, shrunk by 0.5 to 1 +- 1, so [0, 2] after it and not [0, 3]."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 2))
+    """Two ReLUs: on [-1, 3], unstable, the upper bound shrinks to 0.8 x 3; on [1, 5] nothing does."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     with torch.no_grad():
-        for layer, weight, bias in ((model[1], [[4.0]], [-1.0]), (model[3], [[0.0], [1.0]], [0.0, 0.0])):
+        for layer, weight, bias in (
+            (model[1], [[4.0], [4.0]], [-1.0, 1.0]),
+            (model[3], [[0.0, 0.0], [1.0, 10.0]], [0.0, 0.0]),
+        ):
             layer.weight.copy_(torch.tensor(weight))
             layer.bias.copy_(torch.tensor(bias))
     network = BoundedNetwork(model, (1, 1, 1), 2)
     box = Box(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     label = torch.tensor([0])
-    assert network.margins(box, label).item() == -3
-    assert network.margins(box, label, relu_shrink=0.5).item() == -2
+    assert network.margins(box, label).item() == -3 - 50
+    torch.testing.assert_close(network.margins(box, label, relu_shrink=0.8).item(), -2.4 - 50, rtol=1e-6, atol=0)
 
 
 def test_shrinking_needs_a_plain_chain():

@@ -51,8 +51,37 @@ def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_
     cells = grid.cells(experiment, "smoke")
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
-    assert "| MTL | 0.1 | 50.00 | (90.00) |  | 1 | 8 | 1 epochs, a changed network |" in text
+    assert "| MTL | 0.1 | 50.00 | (90.00) |  | 1 | 8 | 1 epochs, ramp 0.5 of the run, a changed network |" in text
     assert "SMOKE SCALE" in text
+
+
+def test_what_all_lines_have_in_place_of_the_papers_stands_above_the_table(tmp_path):
+    """Also what verifies: the full scale's own options count as the paper's."""
+    verify = {"ibp": {"bound": "cascade", "first": 8}}
+    scales = {
+        "full": {"verify": {"options": {"bab.timeout": 1800}}},
+        "cpu": {"set": SMALL, "verify": {"options": {"bab.timeout": 10, "mip.timeout": 3}}},
+    }
+    experiment = load(write(tmp_path, verify=verify, scales=scales))
+    for scale, said in (("cpu", "1 epochs, ramp 0.5 of the run, bab.timeout 10, a changed network."), ("full", None)):
+        cells = grid.cells(experiment, scale)
+        text = render.markdown(
+            experiment, scale, lines(experiment, cells, by_command([made_up(c, 50.0) for c in cells]))
+        )
+        above = "In place of the paper's, in every line that was run: "
+        assert (f"{above}{said}" in text) if said else (above not in text)
+        assert "| MTL | 0.1 | 50.00 | 1 | 8 |\n" in text, "nothing is left for the last column"
+
+
+def test_the_published_figures_of_a_radius_are_among_the_others(tmp_path):
+    others = {"0.02": {"natural": 80.0}}
+    entry = {
+        "config": "small.yaml",
+        "tested": ["0.02", "0.05", "0.07"],
+        "published": {"natural": 90.0, "others": others},
+    }
+    found = [cell.published for cell in grid.cells(load(write(tmp_path, entries=[entry])), "full")]
+    assert [(figures or {}).get("natural") for figures in found] == [80.0, 90.0, None]
 
 
 def test_published_figures_of_another_data_set_are_left_out(tmp_path):
@@ -63,8 +92,8 @@ def test_published_figures_of_another_data_set_are_left_out(tmp_path):
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
     assert "90.00" not in text and "published |" not in text
-    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, 1 epochs" in text
-    assert "(runs data digits, 1 epochs" in grid.described(cells[0])
+    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, " in text and ", 1 epochs, " in text
+    assert "(runs data digits, " in grid.described(cells[0])
     assert "90.00" in render.markdown(experiment, "full", lines(experiment, grid.cells(experiment, "full"), {}))
 
 

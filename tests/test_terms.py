@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
+from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.config import load, parse_assignment
 from expressive_losses.losses.adv_ibp import first_order_stationarity
 from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import EPS_SCHEDULES, LOSSES, LR_SCHEDULES
 from expressive_losses.regularizers import shi_regularizer
 from expressive_losses.schedules import EpsSchedule
+from expressive_losses.step import Radii, evaluate_batch
 from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress, specification
 
 HALFWAY = Progress(0.5, step=5, clock=Clock(1, 20), ramp_end=10)
@@ -86,6 +89,24 @@ def test_needs_at_the_ends_of_the_ramp():
     assert both.needed(Progress(0.0)) == ("adv", "x_adv", "crown_ibp")
     assert both.needed(Progress(0.01)) == ("adv", "x_adv", "ibp", "crown_ibp")
     assert both.needed(Progress(1.0)) == ("adv", "x_adv", "ibp")
+
+
+def test_only_bounds_of_the_whole_box_are_called_verified():
+    """SABR's small box, and boxes shrunk on the way, prove nothing."""
+    settings = load(None, [{"model": {"name": "cnn_tiny", "width": 2, "hidden": 4}}])
+    x, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    torch.manual_seed(0)
+    network = BoundedNetwork(settings.model.build((1, 8, 8), 10), (1, 8, 8), 10)
+    found = {}
+    for name, method in (
+        ("whole", "mtl_ibp"), ("logits", "{name: ibp, elision: false}"), ("small", "{name: sabr, alpha: 0.4}"),
+        ("shrunk", "{name: sabr, alpha: 1.0, relu_shrink: 0.8}"), ("crown", "{name: cc_ibp, bound: crown_ibp}"),
+    ):  # fmt: skip
+        loss = load(None, [parse_assignment(f"method={method}")]).method
+        terms = evaluate_batch(network, loss, settings.attack, x, labels, Radii(0.1, 0.1, 1.0), settings.training)
+        found[name] = terms.keys() & {"verified", "small_box"}
+    assert found["whole"] == found["logits"] == found["crown"] == {"verified"}
+    assert found["small"] == found["shrunk"] == {"small_box"}
 
 
 def test_sabr_shrinks_only_where_it_is_asked_to():

@@ -112,6 +112,10 @@ class IterativeAttack(Attack):
     def new_update(self) -> Update:
         """Return the map from gradients to updates of one ascent; it may keep state between its calls."""
 
+    def size_of(self, step: int) -> float:
+        """Return the size of a step, counted from 0, relative to the half-width of the box."""
+        return self.step_size
+
     def __call__(self, logits: Logits, box: Box, labels: Tensor, generator: Randomness = None, start: Start = None):
         labels, best = self.targets(logits, box, labels, start), None
         for restart in range(self.restarts):
@@ -124,12 +128,12 @@ class IterativeAttack(Attack):
         return best.x
 
     def _ascend(self, logits: Logits, box: Box, labels: Tensor, x: Tensor, best: _Best) -> Tensor:
-        update, step = self.new_update(), self.step_size * box.half_width
-        for _ in range(self.steps):
+        update, half_width = self.new_update(), box.half_width
+        for step in range(self.steps):
             value, gradient = self.value_and_gradient(logits, x, labels)
             if self.steps > 1:
                 best.offer(x, value)
-            x = box.clamp(x + step * update(gradient))
+            x = box.clamp(x + self.size_of(step) * half_width * update(gradient))
         if self.steps > 1 or self.restarts > 1:  # else nobody asks for the value, and a forward pass is saved
             with torch.no_grad():
                 best.offer(x, self.value(logits(x), labels))

@@ -38,10 +38,12 @@ def interval_bounds(
         box: normalised inputs, (B, *shape).
         labels: (B,) int64.
         statistics: of BatchNorm, by name; ``None``: the running ones.
-        relu_shrink: factor on the radius of every ReLU's input (SABR). Below 1 it is NO bound: for training only.
+        relu_shrink: factor on the upper bound of every unstable ReLU's input (SABR). Below 1 it is NO bound: for
+            training only.
         hidden: whether to return the bounds on the ReLUs' inputs; in training they are held in memory for it.
 
-    Source: paper "On the Effectiveness of Interval Bound Propagation", equations (6) and (7); elision: its section 3.
+    Source: paper "On the Effectiveness of Interval Bound Propagation", equations (6) and (7); elision: its section 3;
+        relu_shrink: "Expressive Losses", appendix E.2.
     """
     center, radius, factor, relu_inputs = box.center, box.half_width, 1.0, []
     for stage in stages[:-1]:

@@ -28,12 +28,9 @@ class _IntervalReLU(Function):
         ctx.set_materialize_grads(False)
         ctx.shrink = shrink
         lower, upper = center - radius, center + radius
+        low, high = (lower.relu(), upper.relu()) if hidden else (lower.relu_(), upper.relu_())
         if shrink < 1:
-            low, high = (center - shrink * radius).relu_(), (center + shrink * radius).relu_()
-        elif hidden:
-            low, high = lower.relu(), upper.relu()
-        else:
-            low, high = lower.relu_(), upper.relu_()
+            high = torch.where(low > 0, high, shrink * high)
         total, width = low + high, high.sub_(low)
         ctx.save_for_backward(total, width)
         return (total, width, lower, upper) if hidden else (total, width)
@@ -48,9 +45,9 @@ class _IntervalReLU(Function):
             # relu(upper) > 0 where total > 0, relu(lower) > 0 where total > width
             high = torch.ops.aten.threshold_backward(to_total + to_width, total, 0)
             low = torch.ops.aten.threshold_backward(to_total - to_width, total - width, 0)
-            to_center, to_radius = high + low, high.sub_(low)
             if ctx.shrink < 1:
-                to_radius.mul_(ctx.shrink)
+                high = torch.where(total > width, high, ctx.shrink * high)
+            to_center, to_radius = high + low, high.sub_(low)
         if any(g is not None for g in to_hidden):
             to_lower, to_upper = (torch.zeros_like(total) if g is None else g for g in to_hidden)
             to_center = _sum(to_center, to_upper + to_lower)
@@ -68,11 +65,12 @@ def interval_relu(
     """Return twice the centre and twice the radius of a ReLU's output interval, and its input interval.
 
     With l = centre - radius and u = centre + radius: relu(u) + relu(l) and relu(u) - relu(l). Twice, because the factor
-    goes into the weights that follow at no cost (and without rounding).
+    goes into the weights that follow at no cost (and without rounding). With ``shrink`` below 1, u is multiplied by it
+    where l < 0 < u.
 
     Args:
         center, radius: of the input, (B, ...).
-        shrink: factor on the radius before the ReLU.
+        shrink: factor on the upper bound of an unstable ReLU.
         hidden: whether to return the input interval (not shrunk); it takes memory.
     """
     found = _IntervalReLU.apply(center, radius, shrink, hidden)

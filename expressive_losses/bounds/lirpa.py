@@ -59,6 +59,13 @@ class Graph:
         self._keywords()
         self._refuse_other_function()
 
+    def weights_after_sums(self) -> list[Tensor]:
+        """Return the weights of layers that read a sum of branches through one activation, as residual blocks do."""
+        kinds = ("BoundConv", "BoundLinear")
+        layers = [node for node in self._bounded._modules.values() if type(node).__name__ in kinds]
+        layers = [node for node in layers if (read := node.inputs[0].inputs) and type(read[0]).__name__ == "BoundAdd"]
+        return list({id(weight): weight for weight in (node.inputs[1].param for node in layers)}.values())
+
     def _keywords(self) -> None:
         """Find out what this release calls the fixed hidden bounds."""
         parameters = inspect.signature(self._bounded.compute_bounds).parameters

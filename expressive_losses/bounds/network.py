@@ -18,7 +18,7 @@ from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
 from expressive_losses.bounds.interval import interval_bounds
 from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
-from expressive_losses.errors import UserError
+from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.types import Bounds, Box, specification
 
 BoundMethod = Literal["ibp", "ibp_logits", "crown_ibp", "crown", "alpha_crown"]
@@ -113,6 +113,18 @@ class BoundedNetwork(nn.Module):
     def is_fast_chain(self) -> bool:
         """Whether training runs on the fast path only, which never waits for the device."""
         return self._transposable and can_train(self._chain)
+
+    def weights_after_sums(self) -> list[Tensor]:
+        """Return the weights of layers that read a sum of branches through an activation; none in a plain chain.
+
+        None either of a network that auto_LiRPA cannot read, whose bounds nobody can ask for.
+        """
+        if self._chain is not None:
+            return []
+        try:
+            return self._graph("ibp").weights_after_sums()
+        except UnsupportedNetwork:
+            return []
 
     @contextmanager
     def frozen(self, statistics: BatchStatistics | None = None) -> Iterator[Callable[[Tensor], Tensor]]:

@@ -85,13 +85,16 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" prefers a GPU.
+    """Return the device called ``name``; "auto" prefers a GPU, under torchrun that of this process.
 
     Raises:
         UserError: for a device that is not here.
     """
     if name == "auto":
-        return torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        own = distributed.local_rank()
+        return torch.device("cuda", torch.cuda.current_device() if own is None else own)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has no numbers

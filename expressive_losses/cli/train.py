@@ -81,20 +81,15 @@ def listing() -> str:
 def config_listing(folder: Path = CONFIGS) -> list[str]:
     """Return one line for each recipe of a folder: path, method, data set, model, radius, published accuracies."""
     files = sorted(path for path in folder.rglob("*.yaml") if not path.stem.startswith("base"))
-    return ["config:", *(f"  {path.relative_to(folder.parent)!s:<64} {_recipe(configs.read(path))}" for path in files)]
+    return ["config:", *(f"  {path.relative_to(folder.parent)!s:<64} {_recipe(configs.load(path))}" for path in files)]
 
 
-def _recipe(values: dict[str, Any]) -> str:
-    """Return the line of help of one recipe, from its merged values."""
-    method, data, model = (_name(values.get(key)) for key in ("method", "data", "model"))
-    text = f"{method} on {data} with {model}, eps {values.get('eps', {}).get('target')}"
-    paper = values.get("paper") or {}
+def _recipe(config: configs.Config) -> str:
+    """Return the line of help of one recipe."""
+    text = f"{config.method.name} on {config.data.name} with {config.model.name}, eps {config.eps.target.text}"
+    paper = config.paper or {}
     figures = ", ".join(f"{paper[key]} {key}" for key in ("natural", "verified") if paper.get(key) is not None)
     return f"{text}; published: {figures}" if figures else text
-
-
-def _name(plugin: Any) -> Any:
-    return plugin.get("name") if isinstance(plugin, dict) else plugin
 
 
 def train_summary(summary: dict[str, Any]) -> str:

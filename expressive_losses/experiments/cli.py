@@ -233,11 +233,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Dispatch to a command.
+    """Dispatch to a command, or list them.
 
     Raises:
         UserError: no such command.
     """
+    if arguments and arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<9} {(command.__doc__ or '').partition(chr(10))[0]}" for name, command in COMMANDS.items()]
+        print("\n".join(["python -m expressive_losses.experiments COMMAND ...; each knows --help", "", *lines]))
+        return
     if not arguments or arguments[0] not in COMMANDS:
         raise UserError(f"expected one of: {', '.join(COMMANDS)}; each knows --help")
     COMMANDS[arguments[0]](arguments[1:])

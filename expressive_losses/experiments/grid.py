@@ -64,21 +64,23 @@ class Cell:
     def replaced(self, verifications: Iterable[str]) -> tuple[str, ...]:
         """Return what the run has in place of the paper's setting: "network cnn_small", "4 epochs", "first 20 images".
 
+        The setting that the full scale verifies with counts as the paper's.
+
         Args:
             verifications: whose images count.
         """
         ours, paper = self.resolved, self.paper
-        pairs = [
-            (ours.data.name, paper.data.name, "data {}"),
-            (ours.model.name, paper.model.name, "network {}"),
-            (ours.eps.target.text, paper.eps.target.text, "eps {}"),
-            (ours.training.epochs, paper.training.epochs, "{} epochs"),
-        ]
-        pairs += [
-            (_images(self.verifications[name]), _images(self.paper_verifications[name]), "{} images")
-            for name in verifications
-        ]
-        found = [text.format(mine) for mine, theirs, text in pairs if mine != theirs]
+        found = [said for said, theirs in zip(_settings(ours), _settings(paper), strict=True) if said != theirs]
+        for name in verifications:
+            asked, published = self.verifications[name], self.paper_verifications[name]
+            if _images(asked) != _images(published):
+                found.append(f"{_images(asked)} images")
+            mine, theirs = _options(asked), _options(published)
+            found += [
+                f"{key} {mine.get(key, 'by default')}"
+                for key in dict.fromkeys([*mine, *theirs])
+                if mine.get(key) != theirs.get(key)
+            ]
         if ours.model.name == paper.model.name and ours.model != paper.model:
             found.append("a changed network")
         return tuple(dict.fromkeys(found))
@@ -101,9 +103,8 @@ class Cell:
         words += ["--eps", asked.eps] if asked.eps is not None else []
         words += ["--first", str(asked.first)] if asked.first is not None else []
         words += ["--split", asked.split] if asked.split != "test" else []
-        stages = {stage.name for stage in build_stages(asked.bound)}
-        options = {key: value for key, value in asked.options.items() if key.partition(".")[0] in stages}
-        return [*words, *(word for key, value in options.items() for word in ("--set", _assignment(key, value)))]
+        options = _options(asked).items()
+        return [*words, *(word for key, value in options for word in ("--set", _assignment(key, value)))]
 
     def verify_folder(self, name: str) -> str:
         """Name of the folder of a verification inside the cell's: the same question has the same folder."""
@@ -133,7 +134,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
     Raises:
         UserError: a config that is not there or does not fit.
     """
-    change = experiment.scales.get(scale, ScaleSpec())
+    change, full = experiment.scales.get(scale, ScaleSpec()), experiment.scales.get("full", ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
     found = []
     for entry, path, values in _files(experiment, scale):
@@ -152,7 +153,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
                 "observe": experiment.observe,
                 "labels": labels,
                 "paper": paper,
-                "paper_verifications": _verifications(experiment, entry, ScaleSpec(), radius),
+                "paper_verifications": _verifications(experiment, entry, full, radius),
                 "published": _published(entry, paper, radius),
                 "runs": runs,
                 "values": values,
@@ -195,6 +196,39 @@ def _parsed(assignment: str) -> Mapping[str, Any]:
 
 def _images(asked: Verification) -> str:
     return "all" if asked.first is None else f"first {asked.first}"
+
+
+def _options(asked: Verification) -> dict[str, Any]:
+    """Return the options of the stages that run."""
+    stages = {stage.name for stage in build_stages(asked.bound)}
+    return {key: value for key, value in asked.options.items() if key.partition(".")[0] in stages}
+
+
+def _settings(config: Config) -> list[str]:
+    """Return in words what figures depend on beside the method."""
+    training, ramp = config.training, config.eps.schedule.model_dump()
+    return [
+        f"data {config.data.name}",
+        f"network {config.model.name}",
+        f"eps {config.eps.target.text}",
+        f"trained at {config.eps.train_multiplier:g} eps",
+        f"{training.epochs} epochs",
+        f"batches of {training.batch_size}",
+        f"lr {config.optimizer.lr:g}",
+        *(f"{name} {value}" for name, value in _in_words(ramp).items()),
+        f"L1 {training.l1:g}",
+        f"clipping at {training.clip_norm}",
+        f"initialisation {training.initialize}",
+        f"regulariser {training.shi.weight:g}",
+        f"training attack {_plain(config.attack.model_dump(exclude_defaults=True) | {'name': config.attack.name})}",
+    ]
+
+
+def _in_words(ramp: Mapping[str, Any]) -> dict[str, str]:
+    """Return warm-ups and ramp; a schedule without them has the radius from the first step on."""
+    unit = {"run": "of the run"}.get(unit := ramp.get("unit", "epochs"), unit)
+    names = {"warmup": "warm-up", "attack_warmup": "attacked warm-up", "length": "ramp"}
+    return {word: f"{ramp.get(key, 0):g} {unit}" for key, word in names.items()}
 
 
 def _files(experiment: Experiment, scale: Scale) -> Iterator[tuple[Entry, Path, Mapping[str, Any]]]:
@@ -251,11 +285,13 @@ def _verifications(
 
 
 def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
-    """Return the published figures: the entry's; or the config's, which are of it as it is, without overrides."""
-    if entry.published is not None or entry.set or entry.axes:
-        return entry.published
-    figures = paper.paper or {}
-    return figures if radius in (None, paper.eps.target.text) else figures.get("others", {}).get(radius)
+    """Return the published figures: the entry's; or the config's, which are of it as it is, without overrides.
+
+    Those of a radius that the network was not trained for are in ``others``, by radius.
+    """
+    own = entry.published is not None or entry.set or entry.axes
+    figures = entry.published if own else paper.paper
+    return figures if radius in (None, paper.eps.target.text) else (figures or {}).get("others", {}).get(radius)
 
 
 def _assignment(key: str, value: Any) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from expressive_losses import checkpoint
-from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
 from expressive_losses.config import Config
 from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
@@ -25,9 +26,11 @@ _BATCH = 100
 @torch.no_grad()
 def losses(network: BoundedNetwork, config: Config, data: Batches) -> dict[str, float]:
     """Return mean losses over images: clean, under the test attack, of IBP bounds, of the better of CROWN and IBP, and
-    that of training, whose alpha mixes the second with the third.
+    that of training, with its attack in its region (``eps.attack_factor``).
 
-    Source: paper "Expressive Losses", figure 3.
+    All other radii, and that of the bounds in the loss of training, are ``eps.target``.
+
+    Source: paper "Expressive Losses", figure 3, and log_losses.py of its code.
     """
     totals: Counter[str] = Counter()
     generator = torch.Generator(data.device).manual_seed(0)
@@ -37,16 +40,28 @@ def losses(network: BoundedNetwork, config: Config, data: Batches) -> dict[str, 
         clean, adversarial = network(x), network(x_adv)
         ibp = network.margins(box, labels, "ibp")
         best = torch.maximum(ibp, network.margins(box, labels, "crown"))
-        own = config.method(BoundedBatch(labels, clean, adversarial, {"ibp": ibp}))["loss"]
         found = {
             "standard": F.cross_entropy(clean, labels),
             "adversarial": F.cross_entropy(adversarial, labels),
-            "own": own,
+            "own": _loss_of_training(network, config, x, labels, generator),
             "crown_or_ibp": verified_cross_entropy(best),
             "ibp": verified_cross_entropy(ibp),
         }
         totals.update({name: value.item() * len(labels) for name, value in found.items()})
     return {name: value / len(data) for name, value in totals.items()}
+
+
+def _loss_of_training(
+    network: BoundedNetwork, config: Config, x: Tensor, labels: Tensor, generator: torch.Generator
+) -> Tensor:
+    loss, eps = config.method, float(config.eps.target)
+    box, attacked = Box.around(x, eps), Box.around(x, eps * config.eps.attack_factor)
+    x_adv = config.attack(network, attacked, labels, generator, start=x)
+    region = loss.region(box, attacked, x_adv, eps * config.eps.attack_factor)
+    methods = [need for need in loss.needs if need in TRAINING_METHODS]
+    bounds = network.bounds_of(region, labels, methods, **loss.bound_options())
+    margins = {method: found.margins for method, found in bounds.items()}
+    return loss(BoundedBatch(labels, network(x), network(x_adv), margins))["loss"]
 
 
 MEASURES: dict[str, Callable[[BoundedNetwork, Config, Batches], dict[str, float]]] = {"losses": losses}

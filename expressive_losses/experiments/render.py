@@ -26,7 +26,8 @@ def markdown(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str
     """Return the page of a table: title, warning of the scale, table."""
     head = [f"# {experiment.title}", "", f"Scale: {scale}."]
     parts = [*head, *_paragraph(f"**{_WARNINGS[scale]}**" if _WARNINGS[scale] else "")]
-    parts += _paragraph(experiment.note) + ["", *_table(experiment, lines), "", _legend(experiment, lines)]
+    parts += _paragraph(experiment.note) + _paragraph(_everywhere(lines))
+    parts += ["", *_table(experiment, lines), "", _legend(experiment, lines)]
     return "\n".join(parts) + "\n"
 
 
@@ -34,12 +35,24 @@ def _paragraph(text: str) -> list[str]:
     return ["", " ".join(text.split())] if text else []
 
 
+def _shared(lines: Sequence[Line]) -> list[str]:
+    """Return what all lines that were run have in place of the paper's setting, if there is more than one."""
+    run = [line.differs for line in lines if line.runs]
+    return [text for text in run[0] if all(text in other for other in run)] if len(run) > 1 else []
+
+
+def _everywhere(lines: Sequence[Line]) -> str:
+    shared = _shared(lines)
+    return f"In place of the paper's, in every line that was run: {', '.join(shared)}." if shared else ""
+
+
 def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
     text = "Accuracies are percent of the images; mean ± standard deviation over the runs."
     if _with_published(experiment, lines):
         text += (
-            " A published figure in parentheses is of another setting than ours: the last column has what ours was. "
-            f"Differences are given where there is none; bold from {MARKED:g} on."
+            " A published figure in parentheses is of another setting than ours: above the table is what all lines "
+            "have in its place, the last column has the rest. Differences are given where there is none; "
+            f"bold from {MARKED:g} on."
         )
     done = sum(line.runs > 0 for line in lines)
     return f"{text} {done} of {len(lines)} lines were run."
@@ -57,7 +70,7 @@ def _with_published(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
 
 
 def _with_difference(lines: Sequence[Line]) -> bool:
-    return any(line.differs for line in lines)
+    return any(set(line.differs) - set(_shared(lines)) for line in lines)
 
 
 def _header(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
@@ -70,10 +83,11 @@ def _header(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
 
 def _body(experiment: Experiment, lines: Sequence[Line]) -> list[list[str]]:
     compared, width = _with_published(experiment, lines), len(_header(experiment, lines))
-    return [_cells(experiment, compared, line)[:width] for line in lines]
+    shared = _shared(lines)
+    return [_cells(experiment, compared, line, shared)[:width] for line in lines]
 
 
-def _cells(experiment: Experiment, compared: Sequence[str], line: Line) -> list[str]:
+def _cells(experiment: Experiment, compared: Sequence[str], line: Line, shared: Sequence[str]) -> list[str]:
     cells = [line.labels[name] for name in experiment.lines]
     for name in experiment.columns:
         value = line.values[name]
@@ -81,7 +95,7 @@ def _cells(experiment: Experiment, compared: Sequence[str], line: Line) -> list[
         if name in compared:
             cells += [_published(value), _difference(value)]
     images = str(*line.images) if len(line.images) == 1 else ""
-    return [*cells, str(line.runs), images, ", ".join(line.differs)]
+    return [*cells, str(line.runs), images, ", ".join(text for text in line.differs if text not in shared)]
 
 
 def _ours(value: Value) -> str:

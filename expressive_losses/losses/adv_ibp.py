@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expressive_losses.distributed import add_gradients, summed_over_processes
-from expressive_losses.losses.base import REGULARIZERS, Loss, verified_cross_entropy
+from expressive_losses.losses.base import REGULARIZERS, Loss, SearchSpace, verified_cross_entropy
 from expressive_losses.registry import LOSSES
 from expressive_losses.types import BoundedBatch, Box, Progress
 
@@ -36,6 +36,8 @@ class AdvIBP(Loss):
 
     needs: ClassVar[tuple[str, ...]] = ("adv", "x_adv", "ibp")
     separable: ClassVar[bool] = False
+    search_space: ClassVar[SearchSpace] = {"fosc_max": {"low": 1e-3, "high": 1.0, "log": True}}
+    defaults: ClassVar[Mapping[str, Any]] = {"attack": {"name": "fgsm", "step_size": 1.25}}
     weights: Literal["moments", "ones"] = Field("moments", description="ones: kappa 1, 1, 0, baseline of figure 2")
     bisector: Literal["printed", "normalized"] = Field(
         "printed", description="direction projected on: m_adv + m_ibp as printed, or the text's unit bisector"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expressive_losses.distributed import add_gradients
 from expressive_losses.registry import EPS_SCHEDULES, Plugin, plugin_field
+from expressive_losses.schedules import EpsSchedule
 from expressive_losses.types import BoundedBatch, Box, Progress, margins_of
 
 #: Bounds that training can differentiate through.
@@ -32,11 +33,13 @@ class Loss(Plugin):
             elision of the last layer), "crown_ibp".
         separable: whether the loss is a mean over samples, so that a batch may be worked off in parts.
         search_space: fields worth tuning: ``{"alpha": {"low": 1e-3, "high": 1.0, "log": True}}``.
+        defaults: what a config of this method contains unless it says otherwise, above all its attack.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     separable: ClassVar[bool] = True
     search_space: ClassVar[SearchSpace] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def needed(self, now: Progress) -> tuple[str, ...]:
         """Return what is needed at this point of the run; :attr:`needs` unless a term has weight 0 there."""
@@ -68,6 +71,10 @@ class Loss(Plugin):
     def __call__(self, batch: BoundedBatch) -> dict[str, Tensor]:
         """Return named scalar terms; ``"loss"`` is what is minimised, the others are logged."""
         raise NotImplementedError
+
+    def ramps(self) -> dict[str, EpsSchedule]:
+        """Return the loss's own schedules by their keys in a config: they must be through by the end of the run."""
+        return {}
 
     def memory(self, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the tensors that the loss carries from step to step, at the start of training; most need none.
@@ -144,6 +151,10 @@ class KappaLoss(Loss):
         schedule = self.kappa_schedule
         moved = now.eps_fraction if schedule is None else schedule.fraction(now.step, now.clock)
         return self.kappa_start + (self.kappa_end - self.kappa_start) * moved
+
+    def ramps(self) -> dict[str, EpsSchedule]:
+        """Return kappa's, where it has one."""
+        return {} if self.kappa_schedule is None else {"method.kappa_schedule": self.kappa_schedule}
 
     def scheduled(self, now: Progress) -> dict[str, float]:
         """Return kappa."""

@@ -16,7 +16,7 @@ class SABR(ExpressiveLoss):
     Source: paper "Expressive Losses", equation (6).
     """
 
-    relu_shrink: float = Field(1.0, gt=0, le=1, description="factor on the radius of every ReLU's input; 0.8, 0.4")
+    relu_shrink: float = Field(1.0, gt=0, le=1, description="factor on the upper bound of unstable ReLUs; 0.8")
 
     @model_validator(mode="after")
     def _shrinks_intervals_only(self):
