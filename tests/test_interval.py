@@ -10,7 +10,7 @@ from expressive_losses.bounds.chain import chain_of
 from expressive_losses.errors import UnsupportedNetwork
 from expressive_losses.types import Box, margins_of
 
-CHAINS = [name for name in INSTANCES if name != "resnet"]
+CHAINS = [name for name in INSTANCES if "resnet" not in name]
 
 
 def both(name: str) -> tuple[BoundedNetwork, BoundedNetwork]:
