@@ -8,6 +8,8 @@ range are errors that name the key.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from expressive_losses import registry
 from expressive_losses.errors import UserError
@@ -155,6 +158,14 @@ class Config(Section):
         """Return plain values (numbers, text, lists, mappings) from which an equal config is built."""
         return self.model_dump(mode="json")
 
+    def fingerprint(self) -> str:
+        """Return a hash of what is asked for, without the published figures.
+
+        Fields at their defaults do not count: a field that is new in a release leaves it as it was.
+        """
+        asked = json.dumps({**_asked(self), "paper": None}, sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
     @classmethod
     def build(cls, values: Mapping[str, Any], source: str = "config") -> Config:
         """Check plain values.
@@ -169,6 +180,20 @@ class Config(Section):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise UserError(f"{source}: {explain(error, cls)}") from None
+
+
+def _asked(value: Any) -> Any:
+    """Return plain values, of models only the fields that are not at their defaults, and names of plug-ins."""
+    if not isinstance(value, BaseModel):
+        return value.text if isinstance(value, Radius) else to_jsonable_python(value)
+    fields = {key: getattr(value, key) for key in type(value).model_fields}
+    other = {
+        key: own
+        for key, own in fields.items()
+        if own != type(value).model_fields[key].get_default(call_default_factory=True)
+    }
+    name = {"name": value.name} if isinstance(value, registry.Plugin) else {}
+    return {**name, **{key: _asked(own) for key, own in other.items()}}
 
 
 def load(path: Path | None, overrides: Iterable[Mapping[str, Any]] = ()) -> Config:

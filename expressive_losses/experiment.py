@@ -214,6 +214,7 @@ def _finish(config: Config, trainer: Trainer, split: str) -> dict[str, Any]:
         "images": len(trainer.held_out),
         **{name: round(100 * value, 4) for name, value in figures.items()},
         "training_seconds": round(trainer.seconds, 3),
+        "config": config.fingerprint(),
         "checkpoint": str(trainer.run.model),
     }
     trainer.run.finish(summary)

@@ -159,3 +159,27 @@ def test_any_mapping_is_a_config_or_a_user_error(values):
         assert str(error)
     else:
         assert Config.build(config.resolved()) == config
+
+
+def test_a_fingerprint_is_of_what_was_asked_for(tmp_path):
+    """Defaults written out and published figures change nothing; every value does, also 2/255 beside its decimals."""
+    plain = load(None, [{"attack": {"name": "pgd", "steps": 3}}])
+    full = load(None, [plain.resolved(), {"paper": {"natural": 90.0}}])
+    assert full.fingerprint() == plain.fingerprint()
+    assert Config.build(yaml.safe_load(yaml.safe_dump(plain.resolved()))).fingerprint() == plain.fingerprint()
+    changes = [
+        *("attack.steps=4", "attack={name: fgsm}", "eps.target=0.2", "eps.target=2/255", "eps.target=0.00784313725"),
+        *("eps.schedule.warmup=0.01", "training.seed=1", "training.l1=1e-6", "model.width=3", "method.alpha=0.3"),
+    ]
+    found = [load(None, [plain.resolved(), parse_assignment(change)]).fingerprint() for change in changes]
+    assert len({*found, plain.fingerprint()}) == len(changes) + 1
+
+
+def test_a_field_that_is_new_leaves_fingerprints_as_they_were(monkeypatch):
+    from expressive_losses.attacks.pgd import Pgd
+
+    before = load(None, [{"attack": {"name": "pgd", "steps": 3}}])
+    known = {name: field for name, field in Pgd.model_fields.items() if name != "decay_at"}
+    monkeypatch.setattr(Pgd, "__pydantic_fields__", known)
+    assert "decay_at" not in Pgd.model_fields
+    assert load(None, [{"attack": {"name": "pgd", "steps": 3}}]).fingerprint() == before.fingerprint()

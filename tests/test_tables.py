@@ -21,7 +21,7 @@ from expressive_losses.experiments.cli import main
 from expressive_losses.experiments.overview import overview
 from expressive_losses.experiments.question import question
 from expressive_losses.experiments.report import page
-from expressive_losses.experiments.rows import by_command, collect
+from expressive_losses.experiments.rows import by_command, collect, found
 from expressive_losses.experiments.spec import load
 from expressive_losses.experiments.table import lines
 
@@ -195,3 +195,16 @@ def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "2 of 4 cells](../results/smoke/" in overview([path], tmp_path / "results")
     assert "12 s (CPU x2) | not run (4 cells) |" in overview([path], tmp_path / "results")
+
+
+def test_a_row_is_of_the_config_as_it_was(tmp_path):
+    """The same command, but its config file has been edited: not run."""
+    path = write(tmp_path)
+    cell = grid.cells(load(path), "full")[0]
+    row = {**made_up(cell, 50.0), "config": cell.resolved.fingerprint()}
+    assert found(cell, by_command([row])) == row
+    write(tmp_path, {**CONFIG, "training": {"l1": 0.1}})
+    (edited, *_) = grid.cells(load(path), "full")
+    assert edited.commands == cell.commands
+    assert found(edited, by_command([row])) is None
+    assert found(edited, by_command([made_up(cell, 50.0)])), "older rows do not say"

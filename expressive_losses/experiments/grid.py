@@ -185,8 +185,8 @@ def shard(all_cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
 
 
 def key_of(config: Config, observe: Sequence[str] = ()) -> str:
-    """Return the hash of a resolved config, without the published figures that stand in it."""
-    return _hash({**config.resolved(), "paper": None, "observe": observe})
+    """Return the hash of a resolved config and of what is observed while it trains."""
+    return _hash([config.fingerprint(), list(observe)])
 
 
 @lru_cache(maxsize=4096)

@@ -62,9 +62,15 @@ def found(cell: Cell, rows: Mapping[Identity, Row]) -> Row | None:
 
 
 def _is_of(cell: Cell, row: Row) -> bool:
-    """Return whether a row is of this cell: same training, seed and verifications."""
+    """Return whether a row is of this cell: same training, seed and verifications.
+
+    The same command trains another network when the config file that it names has changed since: rows say which
+    config they are of (older ones do not).
+    """
     first, *rest = cell.commands
     if (_command(row["command"]), str(row["seed"])) != (_command(first), str(cell.seed)):
+        return False
+    if "config" in row and row["config"] != cell.resolved.fingerprint():
         return False
     if "then" in row:
         return list(row["then"]) == rest
