@@ -220,8 +220,13 @@ def _settings(config: Config) -> list[str]:
         f"clipping at {training.clip_norm}",
         f"initialisation {training.initialize}",
         f"regulariser {training.shi.weight:g}",
-        f"training attack {_plain(config.attack.model_dump(exclude_defaults=True) | {'name': config.attack.name})}",
+        f"training attack {_attack(config)}",
     ]
+
+
+def _attack(config: Config) -> str:
+    asked = {"name": config.attack.name, **config.attack.model_dump(exclude_defaults=True)}
+    return _plain(asked) if "adv" in config.method.needs else "none"
 
 
 def _in_words(ramp: Mapping[str, Any]) -> dict[str, str]:
