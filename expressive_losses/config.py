@@ -26,6 +26,9 @@ from expressive_losses.errors import UserError
 from expressive_losses.precision import Precision
 from expressive_losses.registry import explain, plugin_field
 
+#: Counted up when the same config trains something else than before: then rows and cells of before are not its.
+MEANING = 1
+
 
 class Radius(float):
     """A radius in pixel units that remembers how it was written: ``8/255`` stays ``8/255`` in every file."""
@@ -161,9 +164,10 @@ class Config(Section):
     def fingerprint(self) -> str:
         """Return a hash of what is asked for, without the published figures.
 
-        Fields at their defaults do not count: a field that is new in a release leaves it as it was.
+        Fields at their defaults do not count: a field that is new in a release leaves it as it was. Where a release
+        changes what the same config means (a default, the mathematics of training), :data:`MEANING` has to change.
         """
-        asked = json.dumps({**_asked(self), "paper": None}, sort_keys=True)
+        asked = json.dumps([MEANING, {**_asked(self), "paper": None}], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     @classmethod
@@ -184,8 +188,14 @@ class Config(Section):
 
 def _asked(value: Any) -> Any:
     """Return plain values, of models only the fields that are not at their defaults, and names of plug-ins."""
+    if isinstance(value, Radius):
+        return value.text
+    if isinstance(value, Mapping):
+        return {key: _asked(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_asked(own) for own in value]
     if not isinstance(value, BaseModel):
-        return value.text if isinstance(value, Radius) else to_jsonable_python(value)
+        return to_jsonable_python(value)
     fields = {key: getattr(value, key) for key in type(value).model_fields}
     other = {
         key: own

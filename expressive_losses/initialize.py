@@ -29,5 +29,7 @@ def shi_initialize(
     for layer in layers[:-1]:
         fan_in = layer.weight[0].numel()
         layer.weight.normal_(0.0, math.sqrt(2 * math.pi) / fan_in, generator=generator)
+    drawn = {id(layer.weight) for layer in layers[:-1]}
     for weight in after_sums:
-        weight.div_(2)
+        if id(weight) in drawn:
+            weight.div_(2)

@@ -37,7 +37,8 @@ class TrainingProgress:
         """Move the bar."""
         self._next = time.monotonic() + self._interval
         shown = {"eps": f"{eps:.4f}", "loss": f"{means['total']:.3f}"}
-        shown |= {name: f"{100 * means[name]:.1f}" for name in ("natural", "adversarial", "verified") if name in means}
+        names = ("natural", "adversarial", "verified", "small_box")
+        shown |= {name: f"{100 * means[name]:.1f}" for name in names if name in means}
         self._bar.set_description(f"epoch {(step - 1) // self._steps_per_epoch + 1}/{self._epochs}", refresh=False)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -146,7 +146,7 @@ def forward_batch(
     batch = BoundedBatch(labels, seen, gathered(adversarial), margins, numbers, x_adv, attacked)
     terms = _warmup_terms(batch) if radii.warmup else loss(batch)
     shi = bounds if regularized else {}
-    proven = "verified" if region is box and not loss.bound_options() else "small_box"
+    proven = "verified" if type(loss).region is Loss.region and not loss.bound_options() else "small_box"
     accuracies = _accuracies(batch, clean, proven)
     return batch, _with_regularizers(network, terms, shi, numbers["fraction"], config) | accuracies
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +262,13 @@ def test_ctrl_c_before_torch_is_there_is_one_line(main, monkeypatch, capsys):
     monkeypatch.setattr("expressive_losses.cli._complaint", interrupted)
     assert main(["--model", "x"]) == 130
     assert capsys.readouterr().err == "interrupted; continue with --resume\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """train.py --list | head -1"""
+    program = [sys.executable, str(Path(__file__).parent.parent / "train.py"), "--list"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() in (0, 141)

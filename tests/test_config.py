@@ -175,6 +175,14 @@ def test_a_fingerprint_is_of_what_was_asked_for(tmp_path):
     assert len({*found, plain.fingerprint()}) == len(changes) + 1
 
 
+def test_plug_ins_and_radii_in_a_tuple_count():
+    from expressive_losses.config import _asked
+    from expressive_losses.registry import ATTACKS
+
+    several = [[ATTACKS.build(name)] for name in ("none", "fgsm", "pgd")] + [[Radius.parse("8/255")], [8 / 255]]
+    assert len({str(_asked(value)) for value in (*several, {"a": several[0]}, {"a": several[1]})}) == 7
+
+
 def test_a_field_that_is_new_leaves_fingerprints_as_they_were(monkeypatch):
     from expressive_losses.attacks.pgd import Pgd
 

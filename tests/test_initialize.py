@@ -56,8 +56,31 @@ def test_halved_weights_keep_the_width_of_intervals():
         assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.02)
     x, labels = torch.rand(4, 1, 16, 16), torch.zeros(4, dtype=torch.long)
     inputs = network.bounds(Box.around(x, 0.01), labels, "ibp").relu_inputs
-    first, _, second = (float((box.upper - box.lower).mean()) for box in inputs)
+    first, _, second = (float((box.upper - box.lower).detach().mean()) for box in inputs)
     assert second / first == pytest.approx(1, rel=0.3)
+
+
+class Fixed(Residual):
+    """The weight behind the sum is a buffer, the addend of the first layer a constant."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        self.register_buffer("fixed", torch.eye(width))
+
+    def forward(self, x):
+        h = self.relu1(self.first(self.flatten(x)) + 0.5)
+        return self.last(self.relu3(nn.functional.linear(self.relu2(h + self.branch(h)), self.fixed)))
+
+
+def test_no_weight_but_a_drawn_one_behind_two_branches_is_halved():
+    """Neither a buffer, nor what reads a sum with a constant, nor the last layer, which keeps torch's default."""
+    assert names_after_sums(BoundedNetwork(Fixed(), (1, 4, 4), 16)) == []
+    network = BoundedNetwork(Residual(16), (1, 4, 4), 16)
+    network.model.second, before = nn.Identity(), network.model.last.weight.detach().clone()
+    network.model.relu3 = nn.Identity()
+    assert names_after_sums(network) == ["last.weight"]
+    shi_initialize(network, after_sums=network.weights_after_sums())
+    assert torch.equal(network.model.last.weight, before)
 
 
 def test_the_trainer_halves_them(tmp_path):

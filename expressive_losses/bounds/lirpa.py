@@ -59,12 +59,17 @@ class Graph:
         self._keywords()
         self._refuse_other_function()
 
-    def weights_after_sums(self) -> list[Tensor]:
-        """Return the weights of layers that read a sum of branches through one activation, as residual blocks do."""
-        kinds = ("BoundConv", "BoundLinear")
-        layers = [node for node in self._bounded._modules.values() if type(node).__name__ in kinds]
-        layers = [node for node in layers if (read := node.inputs[0].inputs) and type(read[0]).__name__ == "BoundAdd"]
-        return list({id(weight): weight for weight in (node.inputs[1].param for node in layers)}.values())
+    def weights_after_sums(self) -> list[nn.Parameter]:
+        """Return the weights of convolutions and linear layers that read the ReLU of a sum of two branches."""
+        found = {}
+        for node in self._bounded._modules.values():
+            if type(node).__name__ not in ("BoundConv", "BoundLinear") or type(node.inputs[0]).__name__ != "BoundRelu":
+                continue
+            read, weight = node.inputs[0].inputs[0], getattr(node.inputs[1], "param", None)
+            branches = type(read).__name__ == "BoundAdd" and all(part.from_input for part in read.inputs)
+            if branches and isinstance(weight, nn.Parameter):
+                found[id(weight)] = weight
+        return list(found.values())
 
     def _keywords(self) -> None:
         """Find out what this release calls the fixed hidden bounds."""

@@ -115,7 +115,7 @@ class BoundedNetwork(nn.Module):
         return self._transposable and can_train(self._chain)
 
     def weights_after_sums(self) -> list[Tensor]:
-        """Return the weights of layers that read a sum of branches through an activation; none in a plain chain.
+        """Return the weights of layers that read the ReLU of a sum of two branches; none in a plain chain.
 
         None either of a network that auto_LiRPA cannot read, whose bounds nobody can ask for.
         """

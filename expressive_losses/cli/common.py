@@ -22,12 +22,13 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     """Run a command and turn what can go wrong into an exit code.
 
     Returns:
-        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM. What was done by then is
-        on the disk, and ``--resume`` goes on from there.
+        0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM, 141 when nobody reads the
+        output any more. What was done by then is on the disk, and ``--resume`` goes on from there.
     """
     try:
         with _sigterm_stops():
             command(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -37,6 +38,9 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except Interrupted:
         print(_STOPPED, file=sys.stderr)
         return 143
+    except BrokenPipeError:  # the reader of the output has seen enough (head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

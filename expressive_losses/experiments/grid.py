@@ -16,6 +16,7 @@ from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
+from expressive_losses.registry import Plugin
 from expressive_losses.verify import build_stages
 
 
@@ -206,34 +207,36 @@ def _options(asked: Verification) -> dict[str, Any]:
 
 def _settings(config: Config) -> list[str]:
     """Return in words what figures depend on beside the method."""
-    training, ramp = config.training, config.eps.schedule.model_dump()
+    training, eps, ramp = config.training, config.eps, config.eps.schedule.model_dump()
     return [
         f"data {config.data.name}",
         f"network {config.model.name}",
-        f"eps {config.eps.target.text}",
-        f"trained at {config.eps.train_multiplier:g} eps",
+        f"eps {eps.target.text}",
+        f"trained at {eps.train_multiplier:g} eps",
+        f"attacked at {eps.attack_factor:g} of that",
         f"{training.epochs} epochs",
         f"batches of {training.batch_size}",
-        f"lr {config.optimizer.lr:g}",
+        f"{config.optimizer.name} at {getattr(config.optimizer, 'lr', 'its own rate')}",
+        f"lr schedule {_brief(config.lr_schedule)}",
         *(f"{name} {value}" for name, value in _in_words(ramp).items()),
         f"L1 {training.l1:g}",
         f"clipping at {training.clip_norm}",
+        f"BatchNorm {training.bn_statistics}",
         f"initialisation {training.initialize}",
         f"regulariser {training.shi.weight:g}",
-        f"training attack {_attack(config)}",
+        f"training attack {_brief(config.attack) if 'adv' in config.method.needs else 'none'}",
     ]
 
 
-def _attack(config: Config) -> str:
-    asked = {"name": config.attack.name, **config.attack.model_dump(exclude_defaults=True)}
-    return _plain(asked) if "adv" in config.method.needs else "none"
+def _brief(plugin: Plugin) -> str:
+    return _plain({"name": plugin.name, **plugin.model_dump(exclude_defaults=True)})
 
 
 def _in_words(ramp: Mapping[str, Any]) -> dict[str, str]:
     """Return warm-ups and ramp; a schedule without them has the radius from the first step on."""
     unit = {"run": "of the run"}.get(unit := ramp.get("unit", "epochs"), unit)
     names = {"warmup": "warm-up", "attack_warmup": "attacked warm-up", "length": "ramp"}
-    return {word: f"{ramp.get(key, 0):g} {unit}" for key, word in names.items()}
+    return {word: f"{_plain(ramp.get(key, 0))} {unit}" for key, word in names.items()}
 
 
 def _files(experiment: Experiment, scale: Scale) -> Iterator[tuple[Entry, Path, Mapping[str, Any]]]:
