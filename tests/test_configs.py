@@ -65,6 +65,34 @@ def test_every_config_does_a_step_in_its_ramp_and_after_it(path):
     assert any(p.grad is not None for p in parameters)
 
 
+def kinds() -> list[Path]:
+    """One recipe for each network, images and method."""
+    found = {}
+    for path in RECIPES:
+        config = load(path)
+        found.setdefault((str(config.model.spec()), config.data.name, config.method.name), path)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("path", kinds(), ids=name_of)
+def test_the_networks_of_the_configs_do_a_step(path):
+    """As they are, on two images in the ramp: every network on the images of its data set under every method it has."""
+    torch.manual_seed(0)
+    config = load(path)
+    shape, classes = type(config.data).shape, type(config.data).classes
+    network = BoundedNetwork(config.model.build(shape, classes), shape, classes, config.data.mean, config.data.std)
+    clock = Clock(100, config.training.epochs)
+    radii = radii_at(config, max(0, config.eps.schedule.end(clock) - 50), clock)
+    x, labels = torch.rand(2, *shape), torch.randint(classes, (2,))
+    parameters = list(network.parameters())
+    memory = config.method.memory(parameters)
+    batch, terms = forward_batch(network, config.method, config.attack, x, labels, radii, config.training)
+    terms |= config.method.backward(batch, terms, parameters, memory)
+    assert all(torch.isfinite(value) for value in terms.values()), terms
+    assert all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
+    assert sum(p.grad is not None for p in parameters) > len(parameters) / 2
+
+
 @pytest.mark.parametrize("path", [p for p in RECIPES if "quick" not in p.parts], ids=name_of)
 def test_every_recipe_names_its_source_and_the_published_figures(path):
     paper = load(path).paper
