@@ -69,14 +69,14 @@ MUTATIONS = (
     Mutation(
         "clip: a ReLU's lower bound is reflected at 0, not clipped",
         "bounds/kernels.py",
-        "low, high = lower.relu(), upper.relu()",
-        "low, high = lower.abs(), upper.relu()",
+        "(lower.relu(), upper.relu()) if hidden else (lower.relu_(), upper.relu_())",
+        "lower.abs(), upper.relu()",
     ),
     Mutation(
         "clip: a ReLU's upper bound is its centre",
         "bounds/kernels.py",
-        "low, high = lower.relu(), upper.relu()",
-        "low, high = lower.relu(), center.relu()",
+        "(lower.relu(), upper.relu()) if hidden else (lower.relu_(), upper.relu_())",
+        "lower.relu(), center.relu()",
     ),
     Mutation(
         "BatchNorm: the scale of a layer without its variance",

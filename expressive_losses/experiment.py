@@ -107,7 +107,7 @@ def _check_schedules(config: Config, clock: Clock) -> None:
     for key, ramp in ramps.items():
         if ramp.end(clock) > end:
             raise UserError(
-                f"{key}: it reaches its target at step {ramp.end(clock)}, the run ends at step {end} "
+                f"{key}: the ramp reaches its target at step {ramp.end(clock)}, the run ends at step {end} "
                 f"({clock.epochs} epochs): set {key}.length, or train for longer"
             )
     try:

@@ -54,9 +54,7 @@ def disturb() -> None:
 
 @pytest.mark.parametrize("method", ["mtl_ibp", "sabr", "adv_ibp"])
 def test_training_twice_gives_the_same_bits(tmp_path, method):
-    line = (
-        f"--method {method} --set attack.steps=2 --set data.name=digits --set data.flip=true --set data.crop_padding=1"
-    )
+    line = rf"--method {method} --set attack={{name:\ pgd,\ steps:\ 2}} --set data.name=digits --set data.flip=true --set data.crop_padding=1"
     first = trained(tmp_path / "first", line)
     disturb()
     second = trained(tmp_path / "second", line)

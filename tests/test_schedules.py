@@ -93,9 +93,9 @@ def test_milestones_in_steps_must_be_before_the_last_step():
         ({"lr_schedule": {"name": "multistep", "milestones": [500], "unit": "steps"}}, "milestone 500 is not before"),
         (
             {"method": {"name": "ibp", "kappa_schedule": {"name": "linear", "length": 3}}},
-            "kappa_schedule: it reaches",
+            "kappa_schedule: the ramp reaches",
         ),
-        ({"eps": {"schedule": {"name": "linear", "length": 3}}}, "eps.schedule: it reaches its target at step"),
+        ({"eps": {"schedule": {"name": "linear", "length": 3}}}, "eps.schedule: the ramp reaches its target at step"),
     ],
 )
 def test_what_would_do_nothing_before_the_end_is_refused(change, message):
