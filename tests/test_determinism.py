@@ -54,7 +54,9 @@ def disturb() -> None:
 
 @pytest.mark.parametrize("method", ["mtl_ibp", "sabr", "adv_ibp"])
 def test_training_twice_gives_the_same_bits(tmp_path, method):
-    line = rf"--method {method} --set attack={{name:\ pgd,\ steps:\ 2}} --set data.name=digits --set data.flip=true --set data.crop_padding=1"
+    attack = "'{name: pgd, steps: 2}'"
+    line = f"--method {method} --set attack={attack} --set data.name=digits --set data.flip=true"
+    line += " --set data.crop_padding=1"
     first = trained(tmp_path / "first", line)
     disturb()
     second = trained(tmp_path / "second", line)
