@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
-from expressive_losses.bounds.conversion import padding_in_numbers
+from expressive_losses.bounds.preparation import convolution_mode, with_all_parameters, with_padding_in_numbers
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
 from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
 from expressive_losses.types import Bounds, Box
@@ -260,11 +260,11 @@ class Graph:
         bare = [name for name, layer in batch_norms(model).items() if layer.running_mean is None]
         if bare:
             raise UnsupportedNetwork(f"layer '{bare[0]}': BatchNorm without running statistics has no eval mode")
-        traced = _with_all_parameters(_with_padding_in_numbers(copy.deepcopy(model).eval()))
+        traced = with_all_parameters(with_padding_in_numbers(copy.deepcopy(model).eval()))
         x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
         with torch.no_grad():
             expected = traced(x)
-        options = {"conv_mode": _convolution_mode(traced, dummy.shape), "sparse_features_alpha": False}
+        options = {"conv_mode": convolution_mode(traced, dummy.shape), "sparse_features_alpha": False}
         said = io.StringIO()
         try:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
@@ -344,53 +344,6 @@ def difficult(model: nn.Module) -> str:
     return f" (it is known to fail on layer {', '.join(known)})" if known else ""
 
 
-def _with_padding_in_numbers(model: nn.Module) -> nn.Module:
-    """Replace the padding "same" and "valid" of convolutions by numbers, in place: auto_LiRPA knows no words.
-
-    Raises:
-        UnsupportedNetwork: naming a layer that pads one side more than the other.
-    """
-    for name, layer in model.named_modules():
-        if isinstance(getattr(layer, "padding", None), str):
-            layer.padding = padding_in_numbers(name, layer)
-    return model
-
-
-def _convolution_mode(model: nn.Module, shape: Sequence[int]) -> str:
-    """Return "patches", which is fast, where it is right: for square images and layers, without groups and dilation.
-
-    Elsewhere auto_LiRPA 0.3 reads the wrong memory: CROWN fails or, worse, returns what is no bound (found by
-    campaigns/soundness.py).
-    """
-    settings = [
-        getattr(layer, name, 1)
-        for layer in model.modules()
-        if isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d)
-        for name in ("kernel_size", "stride", "padding")
-    ]
-    oblong = any(not isinstance(one, int) and len(set(one)) > 1 for one in settings)
-    special = any(
-        layer.groups > 1 or set(layer.dilation) != {1} for layer in model.modules() if isinstance(layer, nn.Conv2d)
-    )
-    square = len(shape) == 4 and shape[2] == shape[3]
-    return "patches" if square and not oblong and not special else "matrix"
-
-
-def _with_all_parameters(model: nn.Module) -> nn.Module:
-    """Give linear layers without bias one of 0, and BatchNorm without weights those of the identity, in place.
-
-    auto_LiRPA 0.3 knows neither a BatchNorm without weights nor the specification merged into a linear layer
-    without bias.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.bias is None:
-            layer.bias = _constant(layer.weight.new_zeros(layer.out_features))
-        elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is None:
-            layer.weight = _constant(torch.ones_like(layer.running_mean))
-            layer.bias = _constant(torch.zeros_like(layer.running_mean))
-    return model
-
-
 def _combinations(classes: int, most: int = 16) -> Tensor:
     """Return the logits one by one, (K, K), or (most, K) random combinations of norm about 1 of more than that.
 
@@ -399,7 +352,3 @@ def _combinations(classes: int, most: int = 16) -> Tensor:
     if classes <= most:
         return torch.eye(classes)
     return torch.randn(most, classes, generator=torch.Generator().manual_seed(0)) / classes**0.5
-
-
-def _constant(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=False)

@@ -15,8 +15,8 @@ from typing import Any
 from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
+from expressive_losses.experiments.settings import plain, settings
 from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
-from expressive_losses.registry import Plugin
 from expressive_losses.verify import build_stages
 
 
@@ -71,7 +71,7 @@ class Cell:
             verifications: whose images count.
         """
         ours, paper = self.resolved, self.paper
-        found = [said for said, theirs in zip(_settings(ours), _settings(paper), strict=True) if said != theirs]
+        found = [said for said, theirs in zip(settings(ours), settings(paper), strict=True) if said != theirs]
         for name in verifications:
             asked, published = self.verifications[name], self.paper_verifications[name]
             if _images(asked) != _images(published):
@@ -205,40 +205,6 @@ def _options(asked: Verification) -> dict[str, Any]:
     return {key: value for key, value in asked.options.items() if key.partition(".")[0] in stages}
 
 
-def _settings(config: Config) -> list[str]:
-    """Return in words what figures depend on beside the method."""
-    training, eps, ramp = config.training, config.eps, config.eps.schedule.model_dump()
-    return [
-        f"data {config.data.name}",
-        f"network {config.model.name}",
-        f"eps {eps.target.text}",
-        f"trained at {eps.train_multiplier:g} eps",
-        f"attacked at {eps.attack_factor:g} of that",
-        f"{training.epochs} epochs",
-        f"batches of {training.batch_size}",
-        f"{config.optimizer.name} at {getattr(config.optimizer, 'lr', 'its own rate')}",
-        f"lr schedule {_brief(config.lr_schedule)}",
-        *(f"{name} {value}" for name, value in _in_words(ramp).items()),
-        f"L1 {training.l1:g}",
-        f"clipping at {training.clip_norm}",
-        f"BatchNorm {training.bn_statistics}",
-        f"initialisation {training.initialize}",
-        f"regulariser {training.shi.weight:g}",
-        f"training attack {_brief(config.attack) if 'adv' in config.method.needs else 'none'}",
-    ]
-
-
-def _brief(plugin: Plugin) -> str:
-    return _plain({"name": plugin.name, **plugin.model_dump(exclude_defaults=True)})
-
-
-def _in_words(ramp: Mapping[str, Any]) -> dict[str, str]:
-    """Return warm-ups and ramp; a schedule without them has the radius from the first step on."""
-    unit = {"run": "of the run"}.get(unit := ramp.get("unit", "epochs"), unit)
-    names = {"warmup": "warm-up", "attack_warmup": "attacked warm-up", "length": "ramp"}
-    return {word: f"{_plain(ramp.get(key, 0))} {unit}" for key, word in names.items()}
-
-
 def _files(experiment: Experiment, scale: Scale) -> Iterator[tuple[Entry, Path, Mapping[str, Any]]]:
     """Yield the config files of a scale with what is in them, each read once."""
     root = (experiment.folder / experiment.configs).resolve()
@@ -265,7 +231,7 @@ def _labels(entry: Entry, path: Path, paper: Config, point: Mapping[str, Any], r
         "network": paper.model.name,
         "recipe": path.stem,
         **entry.labels,
-        **{_LABELS.get(key, key.rpartition(".")[2]): _plain(value) for key, value in point.items()},
+        **{_LABELS.get(key, key.rpartition(".")[2]): plain(value) for key, value in point.items()},
     }
 
 
@@ -304,12 +270,6 @@ def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, 
 
 def _assignment(key: str, value: Any) -> str:
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join([str(value["name"]), *(f"{key} {field}" for key, field in value.items() if key != "name")])
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _text(program: str, arguments: Sequence[str]) -> str:
