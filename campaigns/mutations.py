@@ -116,7 +116,7 @@ MUTATIONS = (
     ),
     Mutation(
         "CROWN: oblong and grouped convolutions in patches mode",
-        "bounds/lirpa.py",
+        "bounds/preparation.py",
         'return "patches" if square and not oblong and not special else "matrix"',
         'return "patches"',
     ),
