@@ -22,7 +22,10 @@ from expressive_losses.types import Box
 
 SHAPE, EPS, ROUNDS = (3, 32, 32), 0.01, 3
 #: Method, classes, batch size.
-CASES = (("ibp", 200, 128), ("ibp", 1000, 128), ("crown_ibp", 10, 16), ("crown_ibp", 200, 16), ("crown_ibp", 1000, 16))
+CASES = (
+    ("ibp", 200, 128), ("ibp", 1000, 128),
+    *((method, classes, 16) for method in ("crown_ibp", "crown_ibp_fused") for classes in (10, 200, 1000)),
+)  # fmt: skip
 
 
 def measure(method: str, classes: int, batch: int, fast: bool) -> dict[str, float]:

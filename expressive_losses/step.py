@@ -228,6 +228,6 @@ def _accuracies(batch: BoundedBatch, clean: Tensor, proven: str) -> dict[str, Te
     if batch.adversarial is not None:
         found["adversarial"] = (batch.adversarial.argmax(1) == batch.labels).float().mean()
     if batch.margins:
-        best = torch.stack(list(batch.margins.values())).amax(0)
+        best = torch.stack(torch.broadcast_tensors(*batch.margins.values())).amax(0)
         found[proven] = (best > 0).all(1).float().mean()
     return found

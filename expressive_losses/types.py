@@ -117,13 +117,16 @@ class Bounds:
 
     Attributes:
         margins: sound lower bounds on f_y - f_j for the classes j != y in ascending order, (B, K-1); > 0 means safe.
+            With loss fusion one number in place of all, (B, 1): a lower bound on -log sum_j exp(f_j - f_y).
         input: the box as the first layer sees it (normalised).
         relu_inputs: bounds on the input of every ReLU, in the order of the graph.
+        upper: sound upper bounds on the same differences, (B, K-1); of IBP only, else None.
     """
 
     margins: Tensor
     input: Box
     relu_inputs: tuple[Box, ...] = ()
+    upper: Tensor | None = None
 
 
 @dataclass(frozen=True)

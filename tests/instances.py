@@ -21,7 +21,7 @@ INSTANCES = {
     "wide_resnet": ({"widen": 1}, (1, 4, 4)),
     "model_a": ({}, (1, 8, 8)),
 }
-TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp")
+TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp", "crown_ibp_fused")
 METHODS = ("ibp", "ibp_logits", "crown_ibp", "crown", "alpha_crown")
 
 

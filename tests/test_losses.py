@@ -13,7 +13,7 @@ from expressive_losses.registry import LOSSES
 from expressive_losses.types import BoundedBatch, Clock, Progress, margins_of, specification
 
 EXPRESSIVE = [name for name in LOSSES.names() if issubclass(LOSSES[name], ExpressiveLoss) and name != "sabr"]
-NEEDS = {"clean", "adv", "x_adv", "ibp", "ibp_logits", "crown_ibp"}
+NEEDS = {"clean", "adv", "x_adv", "ibp", "ibp_logits", "crown_ibp", "crown_ibp_fused"}
 HALFWAY = Progress(0.5, step=5, clock=Clock(1, 20), ramp_end=10)
 
 
@@ -25,7 +25,9 @@ def random_batch(seed: int = 0, size: int = 32, classes: int = 5) -> BoundedBatc
     slack = 2 * torch.rand(size, classes - 1, generator=generator, dtype=torch.float64)
     margins = margins_of(logits, labels) - slack
     clean = logits + torch.randn(size, classes, generator=generator, dtype=torch.float64)
-    return BoundedBatch(labels, clean, logits, {m: margins for m in ("ibp", "ibp_logits", "crown_ibp")})
+    fused = -torch.logsumexp(-margins, 1, keepdim=True)
+    each = {method: margins for method in ("ibp", "ibp_logits", "crown_ibp")}
+    return BoundedBatch(labels, clean, logits, each | {"crown_ibp_fused": fused})
 
 
 def value(name: str, batch: BoundedBatch, **fields) -> float:
@@ -128,6 +130,7 @@ VARIANTS = [
     *LOSSES.names(),
     {"name": "ibp", "elision": False, "adversarial_weight": 1.0, "kappa_end": 0.5},
     {"name": "crown_ibp", "kappa_start": 0.0, "kappa_end": 0.5, "beta_end": 1.0},
+    {"name": "crown_ibp", "kappa_start": 0.0, "kappa_end": 0.5, "fused": True},
     *({"name": name, "bound": "crown_ibp", "robust_weight": 0.7} for name in (*EXPRESSIVE, "sabr")),
 ]
 

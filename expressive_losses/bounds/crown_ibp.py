@@ -1,4 +1,4 @@
-"""CROWN-IBP margins of plain chains without auto_LiRPA's bookkeeping: one linear bound from the margins to the input.
+"""CROWN-IBP of plain chains without auto_LiRPA's bookkeeping: one linear bound from the margins to the input.
 
 Interval bounds hold every ReLU's input; the lines that bound the ReLUs between those turn the margins into a linear
 function of the input. Equal to BoundedModule's up to rounding (a test compares values and gradients on every registered
@@ -58,12 +58,30 @@ def crown_ibp_margins(
     size = max(1, most // (len(labels) * max(largest, last.in_features)))
 
     def part(others: Tensor) -> Tensor:
-        return _backward(layers, last, box, labels, others)
+        return _backward(layers, box, *_differences(last, labels, others))
 
     if size >= others.shape[1]:
         return part(others)
     again = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.cat([checkpoint(part, some, **again) for some in others.split(size, dim=1)], dim=1)
+
+
+def crown_ibp_rows(
+    stages: Sequence[Stage],
+    box: Box,
+    relu_inputs: Sequence[Box],
+    rows: Tensor,
+    statistics: BatchStatistics | None,
+) -> Tensor:
+    """Return lower bounds on C f over the box, (B, M), by one backward pass as in :func:`crown_ibp_margins`.
+
+    Args:
+        stages, box, relu_inputs, statistics: see :func:`crown_ibp_margins`.
+        rows: C, (B, M, K), a few for each image.
+    """
+    last = stages[-1].affine
+    constant = torch.zeros_like(rows[:, :, 0]) if last.bias is None else rows @ last.bias
+    return _backward(_layers(stages, box, relu_inputs, statistics), box, rows @ last.weight, constant)
 
 
 def transposable(stages: Sequence[Stage]) -> bool:
@@ -136,24 +154,35 @@ def _lines(bounds: Box) -> tuple[Tensor, Tensor, Tensor]:
     return (slope > 0.5).to(slope.dtype), slope, torch.maximum(-lower * slope, upper - upper * slope)
 
 
-def _backward(layers: Sequence[_Layer], last: nn.Linear, box: Box, labels: Tensor, others: Tensor) -> Tensor:
-    batch, margins = others.shape
+def _differences(last: nn.Linear, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W_y - W_j, (B, M, in), and b_y - b_j, (B, M), of the last layer."""
     # F.embedding, not weight[labels]: see interval._spread
     coefficients = F.embedding(labels, last.weight).unsqueeze(1) - F.embedding(others, last.weight)
-    coefficients = coefficients.flatten(0, 1)
-    constant = torch.zeros_like(coefficients[:, 0])
-    if last.bias is not None:
-        constant = (last.bias.gather(0, labels).unsqueeze(1) - last.bias.expand(batch, -1).gather(1, others)).flatten()
+    if last.bias is None:
+        return coefficients, torch.zeros_like(coefficients[:, :, 0])
+    bias = last.bias.expand(len(labels), -1)
+    return coefficients, last.bias.gather(0, labels).unsqueeze(1) - bias.gather(1, others)
+
+
+def _backward(layers: Sequence[_Layer], box: Box, coefficients: Tensor, constant: Tensor) -> Tensor:
+    """Return the least value over the box, (B, M), of linear functions of the last layer's input.
+
+    Args:
+        coefficients: (B, M, in).
+        constant: (B, M).
+    """
+    batch, rows = constant.shape
+    coefficients, constant = coefficients.flatten(0, 1), constant.flatten()
     for layer in reversed(layers):
         coefficients = coefficients.reshape(-1, *layer.output)
         if layer.lines is not None:
-            coefficients, added = _ThroughReLU.apply(coefficients.unflatten(0, (batch, margins)), *layer.lines)
+            coefficients, added = _ThroughReLU.apply(coefficients.unflatten(0, (batch, rows)), *layer.lines)
             coefficients, constant = coefficients.flatten(0, 1), constant + added.flatten()
         coefficients, added = layer.transpose(coefficients)
         constant = constant + added
-    coefficients = coefficients.reshape(batch, margins, -1)
+    coefficients = coefficients.reshape(batch, rows, -1)
     center, radius = (x.flatten(1).unsqueeze(2) for x in (box.center, box.half_width))
-    return (coefficients @ center - coefficients.abs() @ radius).squeeze(2) + constant.view(batch, margins)
+    return (coefficients @ center - coefficients.abs() @ radius).squeeze(2) + constant.view(batch, rows)
 
 
 class _ThroughReLU(torch.autograd.Function):

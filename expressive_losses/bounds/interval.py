@@ -54,11 +54,12 @@ def interval_bounds(
             factor = 0.5
             relu_inputs += [inputs] if hidden else []
     center, radius = (factor * stages[-1].enter(x) for x in (center, radius))
-    return Bounds(_margins(stages[-1].affine, center, radius, labels), box, tuple(relu_inputs))
+    lower, upper = _margins(stages[-1].affine, center, radius, labels)
+    return Bounds(lower, box, tuple(relu_inputs), upper)
 
 
-def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
-    """Return min over the box of (W_y - W_j) x + b_y - b_j, j != y: its value at the centre, minus |W_y - W_j| r.
+def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range over the box of (W_y - W_j) x + b_y - b_j, j != y: the value at the centre, -+ |W_y - W_j| r.
 
     With many classes the weight differences, (B, K-1, in), are the largest tensor of training. They are then made for a
     few samples at a time, and made again in the backward pass: the same values in a fraction of the memory.
@@ -70,7 +71,8 @@ def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) ->
     else:
         parts = zip(*(tensor.split(samples) for tensor in (radius, labels, others)), strict=True)
         width = torch.cat([checkpoint(_spread, last.weight, *part, **_RECOMPUTED) for part in parts])
-    return margins_of(F.linear(center, last.weight, last.bias), labels) - width
+    middle = margins_of(F.linear(center, last.weight, last.bias), labels)
+    return middle - width, middle + width
 
 
 def _spread(weight: Tensor, radius: Tensor, labels: Tensor, others: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from packaging.version import Version
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from expressive_losses.bounds import compat
+from expressive_losses.bounds.loss_fusion import SummedExponentials
 from expressive_losses.bounds.preparation import convolution_mode, with_all_parameters, with_padding_in_numbers
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
 from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
@@ -119,6 +121,22 @@ class Graph:
         with self._passing("crown_ibp", statistics):
             crown_ibp = self._compute(box, matrices, "crown_ibp")
             return Bounds(self._bounded.ibp_lower, box, crown_ibp.relu_inputs), crown_ibp
+
+    def ibp_and_fused(
+        self, box: Box, matrices: Tensor, labels: Tensor, statistics: BatchStatistics | None = None
+    ) -> tuple[Bounds, Bounds]:
+        """Return IBP bounds, and CROWN-IBP's with loss fusion, (B, 1): see :mod:`expressive_losses.bounds.loss_fusion`.
+
+        Args:
+            box, matrices, statistics: see :meth:`bounds`.
+            labels: (B,) int64.
+        """
+        with self._passing("crown_ibp", statistics):
+            lower, upper = self._bounded.compute_bounds(x=(self._input(box),), C=matrices, method="IBP")
+            ibp = Bounds(lower, box, self._relu_inputs(), upper)
+            exponentials = SummedExponentials(ibp)
+            least = self._compute(box, exponentials.row(labels), "crown_ibp").margins
+            return ibp, replace(ibp, margins=exponentials.margin(least), upper=None)
 
     @contextmanager
     def _passing(self, method: str, statistics: BatchStatistics | None) -> Iterator[None]:

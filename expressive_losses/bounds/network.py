@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from expressive_losses.bounds import lirpa
 from expressive_losses.bounds.chain import Stage, can_train, chain_of, frozen_logits, train_logits
-from expressive_losses.bounds.crown_ibp import crown_ibp_margins, transposable
+from expressive_losses.bounds.crown_ibp import crown_ibp_margins, crown_ibp_rows, transposable
 from expressive_losses.bounds.interval import interval_bounds
+from expressive_losses.bounds.loss_fusion import SummedExponentials
 from expressive_losses.bounds.rounding import Rounding
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
 from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.types import Bounds, Box, specification
 
-BoundMethod = Literal["ibp", "ibp_logits", "crown_ibp", "crown", "alpha_crown"]
+BoundMethod = Literal["ibp", "ibp_logits", "crown_ibp", "crown_ibp_fused", "crown", "alpha_crown"]
 BOUND_METHODS: tuple[str, ...] = get_args(BoundMethod)
 #: Those that training differentiates through.
-TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp")
+TRAINING_METHODS = ("ibp", "ibp_logits", "crown_ibp", "crown_ibp_fused")
 
 
 class BoundedNetwork(nn.Module):
@@ -158,7 +159,8 @@ class BoundedNetwork(nn.Module):
             box: pixel units, (B, *shape).
             labels: (B,) int64.
             method: "ibp"; "ibp_logits" (IBP without elision: differences of logit bounds); "crown_ibp" (IBP inside,
-                CROWN for the margins); "crown"; "alpha_crown".
+                CROWN for the margins); "crown_ibp_fused" (the same for their summed exponentials: one number in place
+                of K-1, see :mod:`expressive_losses.bounds.loss_fusion`); "crown"; "alpha_crown".
             statistics: BatchNorm statistics to bound with, gradients flow into them; ``None`` means the running ones.
             hidden: whether the bounds on the ReLUs' inputs are wanted; without them IBP takes less memory.
             options: of alpha-CROWN, see :meth:`expressive_losses.bounds.lirpa.Graph.bounds`; of IBP,
@@ -173,12 +175,12 @@ class BoundedNetwork(nn.Module):
         if method == "ibp" and self._chain is not None:
             given = self._statistics(statistics)
             return interval_bounds(self._chain, normalised, labels, given, hidden=hidden, **options)
-        if method == "crown_ibp" and self._transposable and not options:
-            return self._on_chain(normalised, labels, statistics)["crown_ibp"]
         if "relu_shrink" in options:
             raise UserError(
                 f"relu_shrink: only for bound 'ibp' on a plain chain of layers, not for '{method}' on this network"
             )
+        if method == "crown_ibp_fused" or (method == "crown_ibp" and self._transposable):
+            return self._with_ibp(normalised, labels, statistics, method, **options)[method]
         matrices = specification(labels, self.classes, normalised.lower.dtype)
         return self._graph(method).bounds(normalised, matrices, method, self._statistics(statistics), **options)
 
@@ -201,17 +203,10 @@ class BoundedNetwork(nn.Module):
             box, labels, statistics, hidden, options: see :meth:`bounds`.
             methods: any number of them.
         """
-        if "ibp" in methods and "crown_ibp" in methods:
+        found, second = {}, [method for method in methods if method in ("crown_ibp", "crown_ibp_fused")]
+        if "ibp" in methods and second:
             normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
-            if self._transposable:
-                found = self._on_chain(normalised, labels, statistics)
-            else:
-                matrices = specification(labels, self.classes, normalised.lower.dtype)
-                graph = self._graph("crown_ibp")
-                ibp, crown_ibp = graph.ibp_and_crown_ibp(normalised, matrices, self._statistics(statistics))
-                found = {"ibp": ibp, "crown_ibp": crown_ibp}
-        else:
-            found = {}
+            found = self._with_ibp(normalised, labels, statistics, second[0])
         rest = [method for method in methods if method not in found]
         return found | {method: self.bounds(box, labels, method, statistics, hidden, **options) for method in rest}
 
@@ -231,12 +226,34 @@ class BoundedNetwork(nn.Module):
         values = (tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy() for tensor in tensors)
         return (repr(self.model), *map(id, self.model.modules()), *map(zlib.crc32, values))
 
-    def _on_chain(self, box: Box, labels: Tensor, statistics: BatchStatistics | None) -> dict[str, Bounds]:
-        """Return IBP and CROWN-IBP bounds of a chain, the box normalised."""
+    def _with_ibp(
+        self, box: Box, labels: Tensor, statistics: BatchStatistics | None, method: BoundMethod
+    ) -> dict[str, Bounds]:
+        """Return the bounds of IBP and of a method that begins with it, "crown_ibp" or "crown_ibp_fused".
+
+        Args:
+            box: normalised.
+        """
         own = self._statistics(statistics)
-        ibp = interval_bounds(self._chain, box, labels, own)
-        margins = crown_ibp_margins(self._chain, box, ibp.relu_inputs, labels, own)
-        return {"ibp": ibp, "crown_ibp": replace(ibp, margins=margins)}
+        if self._transposable:
+            ibp = interval_bounds(self._chain, box, labels, own)
+            return {"ibp": ibp, method: self._after_ibp(ibp, labels, own, method)}
+        matrices, graph = specification(labels, self.classes, box.lower.dtype), self._graph(method)
+        if method == "crown_ibp":
+            ibp, found = graph.ibp_and_crown_ibp(box, matrices, own)
+        else:
+            ibp, found = graph.ibp_and_fused(box, matrices, labels, own)
+        return {"ibp": ibp, method: found}
+
+    def _after_ibp(self, ibp: Bounds, labels: Tensor, own: BatchStatistics | None, method: BoundMethod) -> Bounds:
+        """Return the bounds of a chain by one backward pass between IBP's."""
+        chain, inside = self._chain, ibp.relu_inputs
+        if method == "crown_ibp":
+            margins = crown_ibp_margins(chain, ibp.input, inside, labels, own)
+        else:
+            exponentials = SummedExponentials(ibp)
+            margins = exponentials.margin(crown_ibp_rows(chain, ibp.input, inside, exponentials.row(labels), own))
+        return replace(ibp, margins=margins, upper=None)
 
     def _statistics(self, statistics: BatchStatistics | None) -> BatchStatistics | None:
         prefix = "model."

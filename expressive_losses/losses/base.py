@@ -30,7 +30,7 @@ class Loss(Plugin):
     Attributes:
         needs: all that it may need, of "clean" (logits with gradient), "adv" (adversarial logits), "x_adv" (the
             attacked images as a leaf that takes a gradient) and margin bounds: "ibp", "ibp_logits" (IBP without
-            elision of the last layer), "crown_ibp".
+            elision of the last layer), "crown_ibp", "crown_ibp_fused" (CROWN-IBP with loss fusion).
         separable: whether the loss is a mean over samples, so that a batch may be worked off in parts.
         search_space: fields worth tuning: ``{"alpha": {"low": 1e-3, "high": 1.0, "log": True}}``.
         defaults: what a config of this method contains unless it says otherwise, above all its attack.
