@@ -30,7 +30,8 @@ def test_many_classes_beside_auto_lirpa():
     rows = [json.loads(line) for line in (ROOT / "results" / "many_classes.jsonl").read_text().splitlines()]
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        name = {"ibp": "IBP", "crown_ibp": "CROWN-IBP"}[ours["method"]]
+        names = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown_ibp_fused": "CROWN-IBP, fused"}
+        name = names[ours["method"]]
         seconds = f"{ours['cpu_seconds']:.2f} ({theirs['cpu_seconds']:.2f})"
         memory = f"{ours['added_mib']} ({theirs['added_mib']})"
         assert f"| {name} | {ours['classes']} | {ours['batch_size']} | {seconds} | {memory} |" in text
