@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,23 @@ def test_shards_fill_one_table(tmp_path):
     for index in range(2):
         run(path, "--shard", f"{index}/2")
     assert len(rows_of(path)) == 2
+
+
+def test_only_cells_without_a_row(tmp_path, capsys):
+    """Rows of another machine, whose run folders are not here."""
+    path = write(tmp_path)
+    run(path)
+    shutil.rmtree(tmp_path / "runs" / "cells")
+    rows = tmp_path / "runs" / "results" / "smoke" / tmp_path.name / "table.jsonl"
+    first = rows_of(path)[0]
+    rows.write_text(json.dumps(first) + "\n")
+    capsys.readouterr()
+    run(path, "--missing")
+    assert "1 done, 0 there before" in capsys.readouterr().out
+    assert len(rows_of(path)) == 2
+    assert rows_of(path)[0] == first
+    run(path, "--missing")
+    assert "0 done, 0 there before" in capsys.readouterr().out
 
 
 def test_help_lists_the_commands(capsys):

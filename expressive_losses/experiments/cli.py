@@ -13,10 +13,11 @@ from expressive_losses.experiments import grid, polytope
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
-from expressive_losses.experiments.rows import collect
+from expressive_losses.experiments.rows import by_command, collect, found
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
 from expressive_losses.locking import FolderInUse, FolderLock
+from expressive_losses.results import read_rows
 from expressive_losses.verify.shard import parse_shard
 
 RUNS = Path("runs/experiments")
@@ -31,12 +32,18 @@ def run_command(arguments: Sequence[str]) -> None:
     parser = _parser("run", run_command.__doc__)
     _add_files(parser)
     _add_how(parser)
+    parser.add_argument("--missing", action="store_true", help="only cells that have no row in --results yet")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
     experiments = [load(path) for path in options.files]
     grids = [grid.cells(one, options.scale, options.seeds) for one in experiments]
-    todo = [cell for cells in grids for cell in cells if cell.runs]
+    todo = [
+        cell
+        for one, cells in zip(experiments, grids, strict=True)
+        for cell in (_without_row(one, cells, options) if options.missing else cells)
+        if cell.runs
+    ]
     if options.shard:
         index, count = parse_shard(options.shard)
         todo = grid.shard(todo, index, count)
@@ -98,7 +105,7 @@ def polytope_command(arguments: Sequence[str]) -> None:
     if options.dry_run:
         print("\n".join(polytope.command(seed) for seed in seeds))
     elif seeds:
-        out = (options.results or options.runs / "results") / options.scale / "ibp" / "figure4"
+        out = _results(options) / options.scale / "ibp" / "figure4"
         rows = polytope.reproduce(seeds, out, options.jobs)
         print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out.with_suffix('.png')}")
 
@@ -176,6 +183,16 @@ def _list(cells: Sequence[grid.Cell]) -> None:
     print(f"{len(cells)} cells, {networks} networks to train")
 
 
+def _without_row(experiment: Experiment, cells: Sequence[grid.Cell], options: argparse.Namespace) -> list[grid.Cell]:
+    """Return the cells that have no row yet, wherever the others were run."""
+    rows = by_command(read_rows(rows_file(experiment, options.scale, _results(options))))
+    return [cell for cell in cells if found(cell, rows) is None]
+
+
+def _results(options: argparse.Namespace) -> Path:
+    return options.results or options.runs / "results"
+
+
 def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> None:
     _collect(experiment, grid.cells(experiment, options.scale, options.seeds), options, root, rendered=True)
 
@@ -188,7 +205,7 @@ def _collect(
     rendered: bool = False,
 ) -> None:
     """Write the rows of the cells that are done; then render the whole table, if asked for."""
-    results = options.results or options.runs / "results"
+    results = _results(options)
     path = rows_file(experiment, options.scale, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _patient_lock(path.parent)
