@@ -13,7 +13,7 @@ import pkgutil
 import reprlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
@@ -184,14 +184,27 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        parent = model
-        for part in first["loc"][:-1]:
-            parent = parent.model_fields[str(part)].annotation
-        return f"unknown key '{key}'{suggest(str(first['loc'][-1]), parent.model_fields)}"
+        *place, wrong = first["loc"]
+        return f"unknown key '{key}'{suggest(str(wrong), _section(model, place).model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {reprlib.repr(first['input'])}"
+
+
+def _section(model: type[BaseModel], place: Iterable[str | int]) -> type[BaseModel]:
+    """Return the section at a place in another: a field, or an element of a tuple or mapping that is one."""
+    kind: Any = model
+    for part in place:
+        if hasattr(kind, "model_fields"):
+            kind = kind.model_fields[str(part)].annotation
+        else:
+            kind = _element(kind)
+    return kind if hasattr(kind, "model_fields") else _element(kind)  # the latter: an optional section
+
+
+def _element(kind: Any) -> type[BaseModel]:
+    return next(one for one in get_args(kind) if hasattr(one, "model_fields"))
 
 
 def plugin_field(kind: Registry, optional: bool = False) -> Any:

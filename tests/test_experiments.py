@@ -43,6 +43,41 @@ def test_the_grid_is_the_product_of_axes_and_seeds(tmp_path):
     assert len({cell.key for cell in cells}) == 4
 
 
+def test_entries_inside_an_entry_share_what_it_says(tmp_path):
+    """Depth first, what is inside over what is around it; a list may be there twice (by an anchor of YAML)."""
+    pair = [{"labels": {"l1": "none"}}, {"set": {"training.l1": 1e-5}, "labels": {"l1": "some"}}]
+    inner = [{"set": {"eps.target": "0.1"}, "entries": pair}, {"set": {"eps.target": "0.2"}, "entries": pair}]
+    shared = {"config": "small.yaml", "labels": {"l1": "?", "method": "M"}, "axes": {"method.alpha": [0.3]}}
+    flat = [
+        {
+            **shared,
+            "labels": {"l1": name, "method": "M"},
+            "set": {"eps.target": eps, **({"training.l1": 1e-5} if name == "some" else {})},
+        }
+        for eps in ("0.1", "0.2")
+        for name in ("none", "some")
+    ]
+    nested = load(write(tmp_path, entries=[{**shared, "entries": inner}, {"config": "small.yaml"}]))
+    assert nested.entries == load(write(tmp_path, entries=[*flat, {"config": "small.yaml"}])).entries
+    assert [list(entry.set) for entry in nested.entries[:2]] == [["eps.target"], ["eps.target", "training.l1"]]
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"entries": [{"config": "x", "seed": 1}]}, r"unknown key 'entries\.0\.seed'"),
+        ({"entries": [{"config": "x", "entries": [{}, {"axis": {}}]}]}, r"'entries\.1\.axis'; did you mean 'axes'"),
+        ({"entries": [{"set": {}, "entries": {"config": "x"}}]}, "entries: expected a list, got {'config': 'x'}"),
+        ({"entries": ["small.yaml"]}, "entries: expected a mapping with 'config' or 'entries', got 'small.yaml'"),
+        ({"verify": {"ibp": {"bounds": "ibp"}}}, r"'verify\.ibp\.bounds'; did you mean 'bound'"),
+        ({"figure": {"y": ["natural"], "pannels": []}}, r"'figure\.pannels'; did you mean 'panels'"),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_named(tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load(write(tmp_path, **changes))
+
+
 def test_a_scale_replaces_after_the_entry_and_an_axis_after_both(tmp_path):
     entry = {"config": "small.yaml", "set": {"eps.schedule.length": 7}, "at": {"smoke": {"eps.schedule.mid": 0.5}}}
     change = {"eps.schedule": {"name": "smoothed", "length": 3}}

@@ -11,6 +11,8 @@
       - config: mnist_0.1/cc_ibp.yaml      may be a pattern (*)
         set: {method.alpha: 0.1}           overrides
         axes: {method.alpha: [0.1, 0.5]}   one cell for each value; several axes: their product
+      - set: {training.epochs: 30}         what several entries share; those inside may have entries of their own
+        entries: [{config: mnist_0.1/ibp.yaml}, {config: mnist_0.1/sabr.yaml}]
     scales:
       smoke: {set: {data: digits}, verify: {first: 20}}
 
@@ -19,10 +21,11 @@ A file may ``extends:`` another, as configs do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from expressive_losses import config as configs
 from expressive_losses.config import Section
@@ -125,6 +128,26 @@ class Experiment(Section):
     rows: dict[Scale, str] = Field({}, description="files of the rows, in place of SCALE/PAPER/TABLE.jsonl")
     entries: tuple[Entry, ...]
     scales: dict[Scale, ScaleSpec] = {}
+
+    @field_validator("entries", mode="before")
+    @classmethod
+    def _one_by_one(cls, entries: Any) -> Any:
+        return list(_flat(entries, {}))
+
+
+def _flat(entries: Any, shared: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the innermost entries, each merged over what the entries around it share."""
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"expected a list, got {entries!r}")
+    for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"expected a mapping with 'config' or 'entries', got {entry!r}")
+        merged = configs.merge(shared, entry)
+        inner = merged.pop("entries", None)
+        if inner is None:
+            yield merged
+        else:
+            yield from _flat(inner, merged)
 
 
 def load(path: Path) -> Experiment:
