@@ -1,6 +1,8 @@
 """What the special figures measure."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from expressive_losses import config as configs
 from expressive_losses.data.batches import Batches
 from expressive_losses.experiments import polytope
 from expressive_losses.experiments.cli import main
-from expressive_losses.experiments.measures import losses, measure
+from expressive_losses.experiments.measures import end_of_training, losses, measure
 from expressive_losses.experiments.observe import Observer
+from expressive_losses.registry import LOSSES
 from expressive_losses.types import Box
 
 SMALL = {
@@ -98,6 +101,45 @@ def test_the_loss_of_training_is_under_its_own_attack_in_its_own_region(tmp_path
     found = measure("losses", tmp_path / "model.pt", torch.device("cpu"), None)
     network = checkpoint.network_of(checkpoint.read(tmp_path / "model.pt"), "model")
     twice = configs.load(None, [SMALL, attacks, {"eps": {"target": "0.1"}}])
-    data = Batches(experiment.load_data(wide, None)[1])
-    assert found["own"] == pytest.approx(losses(network, twice, data)["adversarial"], rel=1e-5)
+    train, held_out, _ = experiment.load_data(wide, None)
+    measured = losses(network, twice, Batches(held_out), end_of_training(twice, Batches(train)))
+    assert found["own"] == pytest.approx(measured["adversarial"], rel=1e-5)
     assert found["own"] > found["adversarial"]
+
+
+def losses_of_a_new_network(method: dict) -> dict[str, float]:
+    """Before training, on some digits, with one attack for training and test."""
+    config = configs.load(None, [SMALL, {"method": method, "attack": SAME_ATTACK, "test_attack": SAME_ATTACK}])
+    network, train, held_out, _ = experiment.prepare(config, torch.device("cpu"))
+    some = Batches(replace(held_out.data, images=held_out.data.images[:20], labels=held_out.data.labels[:20]))
+    return losses(network.eval(), config, some, end_of_training(config, train))
+
+
+@pytest.mark.parametrize(
+    "method, weights",
+    [
+        ({"name": "standard"}, {"standard": 1}),
+        ({"name": "adversarial"}, {"adversarial": 1}),
+        ({"name": "ibp"}, {"ibp": 1}),
+        ({"name": "ibp", "kappa_start": 0, "kappa_end": 0.25}, {"standard": 0.75, "ibp": 0.25}),
+        ({"name": "ibp", "kappa_end": 0.5, "kappa_schedule": "constant"}, {"standard": 0.5, "ibp": 0.5}),
+        ({"name": "ibp", "adversarial_weight": 2.0}, {"ibp": 1, "adversarial": 2}),
+        ({"name": "crown_ibp", "kappa_start": 0}, {"ibp": 1}),
+        ({"name": "adv_ibp"}, {"adversarial": 1, "ibp": 1}),
+        ({"name": "adv_crown_ibp"}, {"adversarial": 1, "ibp": 1}),
+    ],
+)
+def test_the_loss_of_any_method_has_its_weights_at_the_end_of_training(method, weights):
+    found = losses_of_a_new_network(method)
+    expected = sum(weight * found[name] for name, weight in weights.items())
+    assert found["own"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_every_method_has_a_loss_of_training(name):
+    assert math.isfinite(losses_of_a_new_network({"name": name})["own"])
+
+
+def test_crown_ibp_kept_to_the_end_is_tighter_than_ibp():
+    found = losses_of_a_new_network({"name": "crown_ibp", "beta_end": 1.0})
+    assert found["adversarial"] < found["own"] < found["ibp"]
