@@ -1,6 +1,7 @@
 """The two commands as a person types them: what they print, what they leave, and how they fail."""
 
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from expressive_losses import checkpoint
 from expressive_losses.cli import train_main, verify_main
+from expressive_losses.trainer import Interrupted
 
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
 
@@ -256,12 +258,64 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("main", [train_main, verify_main])
 def test_ctrl_c_before_torch_is_there_is_one_line(main, monkeypatch, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("expressive_losses.cli._complaint", interrupted)
+    monkeypatch.setattr("expressive_losses.cli._parsed", raising(KeyboardInterrupt))
     assert main(["--model", "x"]) == 130
-    assert capsys.readouterr().err == "interrupted; continue with --resume\n"
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def raising(error: type[BaseException]):
+    def stopped(*_):
+        raise error
+
+    return stopped
+
+
+@pytest.mark.parametrize(
+    "name, line, go_on",
+    [
+        ("train", "--out x", "continue with --resume"),
+        ("train", "--dry-run", ""),
+        ("train", "--list", ""),
+        ("verify", "--model x", "continue with --resume"),
+        ("verify", "--list", ""),
+        ("verify", "check folder --model x", ""),
+        ("experiments", "run a.yaml", "the same command goes on from there"),
+        ("experiments", "run a.yaml --dry-run", ""),
+        ("experiments", "sweep a.yaml", "the same command goes on from there"),
+        ("experiments", "report a.yaml", ""),
+    ],
+)
+def test_only_what_saves_its_work_says_how_to_go_on(name, line, go_on, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", *shlex.split(line)])
+
+    def program() -> int:
+        if name != "experiments":
+            return {"train": train_main, "verify": verify_main}[name]()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("expressive_losses.experiments", run_name="__main__")
+        return end.value.code
+
+    command = {"experiments": "expressive_losses.experiments.cli.main"}.get(
+        name, f"expressive_losses.cli.{name}.{name}"
+    )
+    monkeypatch.setattr(command, raising(KeyboardInterrupt))
+    assert program() == 130
+    assert capsys.readouterr().err == (f"interrupted; {go_on}\n" if go_on else "interrupted\n")
+    monkeypatch.setattr(command, raising(Interrupted))
+    assert program() == 143
+    stopped = f"stopped; what was done by then is saved, {go_on}\n" if go_on else "stopped\n"
+    assert capsys.readouterr().err == stopped
+
+
+def test_sigterm_in_a_dry_run_promises_nothing():
+    program = """
+import os, signal
+from expressive_losses.cli import train, train_main
+train.dry_run = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+train_main(["--dry-run"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "stopped\n")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

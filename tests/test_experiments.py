@@ -258,7 +258,13 @@ def test_every_process_of_the_runner_has_a_gpu_of_its_own(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--shard", "2/2"], "2/2"), (["--jobs", "0"], "at least 1"), (["--scale", "full", "--shard", "x"], "shard")],
+    [
+        (["--shard", "2/2"], "2/2"),
+        (["--jobs", "0"], "at least 1"),
+        (["--scale", "full", "--shard", "x"], "shard"),
+        (["--scale", "ful"], "invalid choice: 'ful'"),
+        (["--dry"], "unrecognized arguments: --dry; .* --help explains"),
+    ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):

@@ -1,5 +1,6 @@
 """The command lines: arguments in, exit code out. What needs torch is imported once the arguments are understood."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -8,6 +9,7 @@ from expressive_losses.cli.arguments import Parser, train_parser, verify_parser
 from expressive_losses.errors import UserError
 
 Main = Callable[[Sequence[str] | None], int]
+_RESUME = "continue with --resume"
 
 
 def _interruptible(main: Main) -> Main:
@@ -18,7 +20,7 @@ def _interruptible(main: Main) -> Main:
         try:
             return main(arguments)
         except KeyboardInterrupt:
-            print("interrupted; continue with --resume", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             return 130
 
     return wrapped
@@ -28,12 +30,13 @@ def _interruptible(main: Main) -> Main:
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of train.py; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if complaint := _complaint(train_parser(), arguments):
-        return complaint
+    options = _parsed(train_parser(), arguments)
+    if options is None:
+        return 2
     from expressive_losses.cli.common import run_command
     from expressive_losses.cli.train import train
 
-    return run_command(train, arguments)
+    return run_command(train, arguments, "" if options.list or options.dry_run else _RESUME)
 
 
 @_interruptible
@@ -41,19 +44,20 @@ def verify_main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of verify.py; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_tool = bool(arguments) and not arguments[0].startswith("-")
-    if not is_tool and (complaint := _complaint(verify_parser(), arguments)):
-        return complaint
+    options = _parsed(verify_parser(), arguments) if not is_tool else None
+    if options is None and not is_tool:
+        return 2
     from expressive_losses.cli.common import run_command
     from expressive_losses.cli.verify import verify
 
-    return run_command(verify, arguments)
+    saves = options is not None and not options.list
+    return run_command(verify, arguments, _RESUME if saves else "")
 
 
-def _complaint(parser: Parser, arguments: Sequence[str]) -> int:
-    """Return 0 for arguments that can be parsed, else 2, with one line on stderr; ``--help`` ends the program."""
+def _parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Return the options, or None, with one line on stderr, where there is a mistake; ``--help`` ends the program."""
     try:
-        parser.parse_args(arguments)
+        return parser.parse_args(arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        return None

@@ -15,28 +15,30 @@ from expressive_losses import distributed
 from expressive_losses.errors import UserError
 from expressive_losses.trainer import Interrupted
 
-_STOPPED = "stopped; what was done by then is saved, continue with --resume"
 
-
-def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
+def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str], go_on: str = "") -> int:
     """Run a command and turn what can go wrong into an exit code.
+
+    Args:
+        go_on: how a command that saves what it does goes on after an interruption; "" for one that does not.
 
     Returns:
         0; 2 for a mistake of the user (one line on stderr); 130 on Ctrl-C; 143 after SIGTERM, 141 when nobody reads the
-        output any more. What was done by then is on the disk, and ``--resume`` goes on from there.
+        output any more.
     """
+    stopped = f"stopped; what was done by then is saved, {go_on}" if go_on else "stopped"
     try:
-        with _sigterm_stops():
-            command(sys.argv[1:] if arguments is None else arguments)
+        with _sigterm_stops(stopped):
+            command(arguments)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
+        print(f"interrupted; {go_on}" if go_on else "interrupted", file=sys.stderr)
         return 130
     except Interrupted:
-        print(_STOPPED, file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 143
     except BrokenPipeError:  # the reader of the output has seen enough (head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,15 +47,15 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
 
 
 @contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """Stop at once on SIGTERM, where no training loop is there to save its state first.
+def _sigterm_stops(message: str) -> Iterator[None]:
+    """Stop at once on SIGTERM, with a message, where no training loop is there to save its state first.
 
     Not by an exception: one that is raised while a destructor happens to run is lost. What is on the disk is whole at
     any moment.
     """
 
     def stop(_signal, _frame) -> NoReturn:
-        os.write(2, f"{_STOPPED}\n".encode())
+        os.write(2, f"{message}\n".encode())
         os._exit(143)
 
     try:

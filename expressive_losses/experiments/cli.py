@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from expressive_losses.cli.arguments import Parser
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, polytope
@@ -114,7 +115,7 @@ def sweep_command(arguments: Sequence[str]) -> None:
     """Tune: do the trials of a sweep file that are not done yet, then export their Pareto front."""
     from expressive_losses.experiments import sweep, sweep_report  # here: only this command needs Optuna
 
-    parser = argparse.ArgumentParser(prog="expressive_losses.experiments sweep", description=sweep_command.__doc__)
+    parser = Parser("expressive_losses.experiments sweep", sweep_command.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="sweep file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/sweeps/<file>")
     parser.add_argument(
@@ -136,9 +137,7 @@ def sweep_command(arguments: Sequence[str]) -> None:
 
 def overview_command(arguments: Sequence[str]) -> None:
     """Write the list of all experiment files, with what was run of each, into a document."""
-    parser = argparse.ArgumentParser(
-        prog="expressive_losses.experiments overview", description=overview_command.__doc__
-    )
+    parser = Parser("expressive_losses.experiments overview", overview_command.__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
     parser.add_argument("--document", type=Path, required=True, metavar="FILE", help="with the two marks in it")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
@@ -147,7 +146,7 @@ def overview_command(arguments: Sequence[str]) -> None:
 
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"expressive_losses.experiments {name}", description=description)
+    parser = Parser(f"expressive_losses.experiments {name}", description)
     parser.add_argument(
         "--scale", choices=SCALES, default="smoke",
         help="smoke: minutes on two cores (default); cpu: hours, small networks; full: the paper's setting, on GPUs",
