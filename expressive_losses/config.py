@@ -171,8 +171,11 @@ class Config(Section):
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
     @classmethod
-    def build(cls, values: Mapping[str, Any], source: str = "config") -> Config:
+    def build(cls, values: Mapping[str, Any], source: str = "config", notes: Mapping[str, str] = {}) -> Config:
         """Check plain values.
+
+        Args:
+            notes: by key, what a message about it ends with.
 
         Raises:
             UserError: one line that names the source and the key.
@@ -183,7 +186,8 @@ class Config(Section):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UserError(f"{source}: {explain(error, cls)}") from None
+            key = str(next(iter(error.errors()[0]["loc"]), ""))
+            raise UserError(f"{source}: {explain(error, cls)}{notes.get(key, '')}") from None
 
 
 def _asked(value: Any) -> Any:
@@ -226,7 +230,18 @@ def resolve(values: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = 
     defaults = merge(Config().resolved(), data.defaults)
     given = {key: values[key] for key in ("method", "plugins") if key in values}
     method = Config.build(merge({"method": defaults["method"]}, given), source).method
-    return Config.build(merge(merge(defaults, method.defaults), values), source)
+    return Config.build(merge(merge(defaults, method.defaults), values), source, _choices(method, values))
+
+
+def _choices(method: registry.Plugin, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return, by key, which plug-in the method chose, where the config names none itself."""
+    notes = {}
+    for key, default in method.defaults.items():
+        chosen, given = _as_mapping(default), values.get(key)
+        if isinstance(chosen, Mapping) and isinstance(given, Mapping) and "name" in chosen.keys() - given.keys():
+            name = chosen["name"]
+            notes[key] = f" ('{name}' is the choice of method '{method.name}'; {key}.name=... takes another)"
+    return notes
 
 
 class _Loader(yaml.SafeLoader):

@@ -87,6 +87,27 @@ def test_bad_radii(text, message):
         load(None, [{"eps": {"target": text}}])
 
 
+@pytest.mark.parametrize(
+    ("method", "attack", "message"),
+    [
+        ("trades", {"step": 2}, "'steps'? ('pgd' is the choice of method 'trades'; attack.name=... takes another)"),
+        (
+            "adv_ibp",
+            {"steps": 2},
+            "'step_size'? ('fgsm' is the choice of method 'adv_ibp'; attack.name=... takes another)",
+        ),
+        ("trades", {"name": "pgd", "step": 2}, "'steps'?"),
+        ("mtl_ibp", {"step": 2}, "'steps'?"),
+        ("trades", [1], "got [1]"),
+        ("trades", None, "got None"),
+    ],
+)
+def test_a_mistake_in_an_attack_that_the_method_chose_says_so(method, attack, message):
+    with pytest.raises(UserError) as error:
+        load(None, [{"method": {"name": method}, "attack": attack}])
+    assert str(error.value).endswith(message)
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     """PyYAML reads 5e-4 (without a dot) as text."""
     assert load(None, [parse_assignment("optimizer.lr=5e-4")]).optimizer.lr == 5e-4
