@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from expressive_losses import experiment
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.trainer import Interrupted
 from expressive_losses.types import Box
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
@@ -27,6 +31,19 @@ def data_root(request) -> Path:
     if not root:
         pytest.skip("needs MNIST: give --data DIR or set EXPRESSIVE_LOSSES_DATA to a folder that holds MNIST/raw")
     return Path(root)
+
+
+@pytest.fixture
+def train_and_stop(monkeypatch):
+    """A function that trains into a folder on the CPU and stops after so many steps, as SIGTERM does."""
+
+    def train(config, out: Path, steps: int) -> None:
+        done = itertools.count(1)
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(experiment, "stop_on_sigterm", lambda: nullcontext(lambda: next(done) >= steps))
+            experiment.train(config, out, torch.device("cpu"), quiet=True)
+
+    return train
 
 
 class Golden:

@@ -18,7 +18,6 @@ from expressive_losses.errors import UserError
 from expressive_losses.losses.adv_ibp import first_order_stationarity
 from expressive_losses.registry import LOSSES
 from expressive_losses.step import Radii, forward_batch
-from expressive_losses.trainer import Interrupted
 from expressive_losses.types import BoundedBatch, Box, Clock, Progress
 
 CPU = torch.device("cpu")
@@ -233,32 +232,13 @@ def settings(*assignments: str):
     return load(None, [parse_assignment(text) for text in (*quick, *assignments)])
 
 
-class StopAfter:
-    """In place of the signal handler: asks to stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 @pytest.mark.parametrize("method", ["adv_ibp", "adv_crown_ibp"])
 @pytest.mark.parametrize("steps", [3, 8, 15])
-def test_stopped_in_either_warmup_or_later_and_resumed_is_bit_identical(tmp_path, monkeypatch, method, steps):
+def test_stopped_in_either_warmup_or_later_and_resumed_is_bit_identical(tmp_path, train_and_stop, method, steps):
     """6 steps an epoch: clean warm-up up to 6, adversarial up to 9, then joint."""
     config = settings(f"method={method}", "training.shi.weight=0.1", "training.l1=1e-6")
     experiment.train(config, tmp_path / "whole", CPU, quiet=True)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(experiment, "stop_on_sigterm", lambda: StopAfter(steps))
-        experiment.train(config, tmp_path / "part", CPU, quiet=True)
+    train_and_stop(config, tmp_path / "part", steps)
     experiment.train(config, tmp_path / "part", CPU, resume=True, quiet=True)
     whole, part = (checkpoint.read(tmp_path / name / "checkpoint.pt") for name in ("whole", "part"))
     assert all(torch.equal(part["weights"][name], weight) for name, weight in whole["weights"].items())

@@ -11,7 +11,7 @@ from expressive_losses.config import AveragingConfig, load, parse_assignment
 from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
 from expressive_losses.run import RunDirectory
-from expressive_losses.trainer import Interrupted, Trainer
+from expressive_losses.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -58,30 +58,11 @@ def test_evaluation_leaves_the_weights_and_statistics_alone():
         assert torch.equal(value, before[name]), name
 
 
-class StopAfter:
-    """In place of the signal handler: asks to stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_the_average_is_evaluated_saved_and_resumed(tmp_path, monkeypatch, kind):
+def test_the_average_is_evaluated_saved_and_resumed(tmp_path, train_and_stop, kind):
     settings = config(f"training.average={{kind: {kind}, start: 1, decay: 0.9}}")
     whole = experiment.train(settings, tmp_path / "whole", CPU, quiet=True)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(experiment, "stop_on_sigterm", lambda: StopAfter(15))
-        experiment.train(settings, tmp_path / "part", CPU, quiet=True)
+    train_and_stop(settings, tmp_path / "part", 15)
     part = experiment.train(settings, tmp_path / "part", CPU, resume=True, quiet=True)
     assert part["natural"] == whole["natural"]
     saved = {name: checkpoint.read(tmp_path / name / "model.pt")["weights"] for name in ("whole", "part")}

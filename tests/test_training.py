@@ -19,7 +19,6 @@ from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
 from expressive_losses.registry import ATTACKS, LOSSES, MODELS
 from expressive_losses.step import Radii, evaluate_batch
-from expressive_losses.trainer import Interrupted
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -84,26 +83,10 @@ def test_seeds_differ_and_zero_is_a_seed(tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 12])
-def test_stopped_at_any_step_and_resumed_is_bit_identical(tmp_path, stop_after):
+def test_stopped_at_any_step_and_resumed_is_bit_identical(tmp_path, train_and_stop, stop_after):
     """6 steps an epoch: within the first epoch, just after an epoch, at the end of the second."""
     train(tmp_path / "whole")
-    stopping = config()
-    steps = iter(range(1, 1000))
-    original = experiment.stop_on_sigterm
-
-    class After:
-        def __enter__(self):
-            return lambda: next(steps) >= stop_after
-
-        def __exit__(self, *_):
-            return False
-
-    experiment.stop_on_sigterm = After
-    try:
-        with pytest.raises(Interrupted):
-            experiment.train(stopping, tmp_path / "part", CPU, quiet=True)
-    finally:
-        experiment.stop_on_sigterm = original
+    train_and_stop(config(), tmp_path / "part", stop_after)
     train(tmp_path / "part", resume=True)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "part"))
     ours, theirs = ((tmp_path / d / "metrics.jsonl").read_text().splitlines() for d in ("part", "whole"))

@@ -64,6 +64,17 @@ def refuses(world, capsys, monkeypatch):
     return partial(check, world, capsys, monkeypatch)
 
 
+@pytest.fixture
+def refuses_run(refuses):
+    """The same for a command that would write into a folder: into a new one, unless the line names its own."""
+
+    def in_new_folder(main, line: str, message: str) -> None:
+        place = "" if "--out" in line else " --out fresh"
+        refuses(main, line + place + " --quiet", message)
+
+    return in_new_folder
+
+
 def check(world, capsys, monkeypatch, main, line: str, message: str) -> None:
     """Check that a command ends with one line that holds the message, and that no file was made or changed."""
     monkeypatch.chdir(world)

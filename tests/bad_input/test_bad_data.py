@@ -46,6 +46,5 @@ CASES = [
 
 
 @pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
-def test_data(refuses, line, message):
-    place = "" if "--out" in line else " --out fresh"
-    refuses(train_main, line + place + " --quiet", message)
+def test_data(refuses_run, line, message):
+    refuses_run(train_main, line, message)

@@ -36,6 +36,5 @@ CASES = [
 
 
 @pytest.mark.parametrize(("line", "message"), CASES, ids=[line or "nothing" for line, _ in CASES])
-def test_foreign(refuses, line, message):
-    place = "" if "--out" in line else " --out fresh"
-    refuses(verify_main, line + place + " --quiet", message)
+def test_foreign(refuses_run, line, message):
+    refuses_run(verify_main, line, message)

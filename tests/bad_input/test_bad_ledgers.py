@@ -55,9 +55,8 @@ TOOLS = [
 
 
 @pytest.mark.parametrize(("line", "message"), CASES, ids=[line or "nothing" for line, _ in CASES])
-def test_ledgers(refuses, line, message):
-    place = "" if "--out" in line else " --out fresh"
-    refuses(verify_main, line + place + " --quiet", message)
+def test_ledgers(refuses_run, line, message):
+    refuses_run(verify_main, line, message)
 
 
 @pytest.mark.parametrize(("line", "message"), TOOLS, ids=[line for line, _ in TOOLS])
