@@ -6,7 +6,7 @@ and Shi's moments are sums over all processes; each gradient is the sum of the p
 single process by rounding only, and weights, optimiser and metrics are the same everywhere: one process writes, any
 number can resume.
 
-Outside of :func:`working_on` every function here does nothing.
+What combines the parts of a batch does nothing outside of :func:`working_on`.
 """
 
 from __future__ import annotations
@@ -150,13 +150,18 @@ def counted_once(value: Tensor) -> Tensor:
 
 def add_gradients(gradients: Sequence[Tensor | None]) -> None:
     """Replace each gradient by the sum over all processes, in one message."""
-    found = [gradient for gradient in gradients if gradient is not None]
-    if _part is None or not found:
+    if _part is not None:
+        add_up([gradient for gradient in gradients if gradient is not None])
+
+
+def add_up(values: Sequence[Tensor]) -> None:
+    """Replace each value by the sum over all processes, in one message. Every process has to."""
+    if processes() == 1 or not values:
         return
-    flat = torch.cat([gradient.reshape(-1) for gradient in found])
+    flat = torch.cat([value.reshape(-1) for value in values])
     dist.all_reduce(flat)
-    for gradient, total in zip(found, flat.split([g.numel() for g in found]), strict=True):
-        gradient.copy_(total.view_as(gradient))
+    for value, total in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.copy_(total.view_as(value))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from expressive_losses import checkpoint, distributed
 from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
-from expressive_losses.bounds.statistics import batch_norms
+from expressive_losses.bounds.statistics import batch_norms, own_forwards
 from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
@@ -123,10 +123,10 @@ def _check_processes(config: Config, network: BoundedNetwork, images: int) -> No
         return
     if training.accumulate > 1:
         raise UserError("training.accumulate: several processes share the batch already; set it to 1")
-    if not network.shares_statistics:
+    if own := own_forwards(network.model):
         raise UserError(
-            "several processes: BatchNorm's statistics of a whole batch are known on plain chains of layers only; "
-            "train this network in one process, or without BatchNorm"
+            f"several processes: layer '{own[0]}' is BatchNorm with a forward of its own, whose statistics cannot be "
+            "taken over all of them; use torch's, or train in one process"
         )
     last = images % training.batch_size or training.batch_size
     least = (

@@ -132,16 +132,20 @@ class Trainer:
 
         Over the batches that the bounds of training go with: clean ones and, under the policy "adversarial", attacked
         ones in turn, as the running averages saw them. Clean ones alone do not fit bounds trained under that policy
-        (docs/differences.md).
+        (docs/differences.md). Several processes share the batches.
         """
         refresh_population_statistics(self.network, self._population(self.radii(self.step - 1).attacked))
 
     def _population(self, radius: float) -> Iterator[Tensor]:
-        config = self.config
+        """Yield this process's batches, every so many-th: the noise on each depends on its number alone."""
+        config, everything = self.config, torch.arange(len(self.train), device=self.train.device)
         attacked = config.training.bn_statistics == "adversarial" and "adv" in config.method.needs and radius > 0
         victim = copy.deepcopy(self.network.model).eval()  # the statistics of the network itself are being computed
-        generator = torch.Generator(self.train.device).manual_seed(mixed_seed(config.training.seed, self.step))
-        for x, labels in self.train.in_order(config.training.batch_size):
+        generator = torch.Generator(self.train.device)
+        for number in range(distributed.rank(), self.steps_per_epoch, distributed.processes()):
+            indices = self.train.order_of_step(everything, number, config.training.batch_size)
+            x, labels = self.train.batch(indices, augment=False)
+            generator.manual_seed(mixed_seed(config.training.seed, self.step, number))
             yield x
             if attacked:
                 yield config.attack(
@@ -228,11 +232,13 @@ class Trainer:
         self.totals, self.counts = {}, {}
         if config.bn_refresh:
             self._refresh()
-        if distributed.rank() > 0:
-            return
+        first = distributed.rank() == 0
         if epoch % config.evaluate_every == 0 or last:
-            with self.average.applied(self._refresh):
-                row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))
+            with self.average.applied(self._refresh):  # which takes all processes
+                if first:
+                    row["held_out"] = accuracies(self.network, self.held_out, float(self.config.eps.target))
+        if not first:
+            return
         self.run.log({**row, "seconds": round(self.seconds, 3)})
         progress.epoch(self.step, row)
         if epoch % config.checkpoint_every == 0 or last:

@@ -164,6 +164,6 @@ class Updates:
         return means
 
 
-def mixed_seed(seed: int, step: int) -> int:
-    """Return a 63-bit seed for a step; streams of neighbouring steps and seeds are unrelated."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def mixed_seed(*numbers: int) -> int:
+    """Return a 63-bit seed made of a seed, a step, ...; streams of neighbouring steps and seeds are unrelated."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from expressive_losses import distributed
-from expressive_losses.bounds.kernels import abs_linear, batch_norm, conv2d_of_few_channels, flatten, has_few_channels
-from expressive_losses.bounds.statistics import BatchStatistics, update_running
+from expressive_losses.bounds.kernels import abs_linear, conv2d_of_few_channels, flatten, has_few_channels
+from expressive_losses.bounds.statistics import BatchStatistics, train_norm
 
 #: The affine layers of a chain, and the BatchNorm over their outputs. Exact types: a subclass may compute anything.
 _NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
@@ -164,16 +163,10 @@ def train_logits(stages: list[Stage], x: Tensor) -> tuple[Tensor, BatchStatistic
             x = layer._conv_forward(x, _laid_out(layer.weight), layer.bias)
         if stage.norm is not None:
             name, norm = stage.norm
-            x, statistics[name] = batch_norm(x, norm.weight, norm.bias, norm.eps)
-            update_running(norm, statistics[name], distributed.whole_count(x.numel() // x.shape[1]))
+            x, statistics[name] = train_norm(norm, x)
         if stage.relu:
             x = x.relu_()
     return x, statistics
-
-
-def can_train(stages: list[Stage]) -> bool:
-    """Return whether :func:`train_logits` does what the module does: not with cumulative averages (momentum None)."""
-    return all(stage.norm is None or stage.norm[1].momentum is not None for stage in stages)
 
 
 def frozen_logits(stages: list[Stage], statistics: BatchStatistics | None) -> Callable[[Tensor], Tensor]:

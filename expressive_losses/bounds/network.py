@@ -12,13 +12,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from expressive_losses import distributed
 from expressive_losses.bounds import lirpa
-from expressive_losses.bounds.chain import Stage, can_train, chain_of, frozen_logits, train_logits
+from expressive_losses.bounds.chain import Stage, chain_of, frozen_logits, train_logits
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins, crown_ibp_rows, transposable
 from expressive_losses.bounds.interval import interval_bounds
 from expressive_losses.bounds.loss_fusion import SummedExponentials
 from expressive_losses.bounds.rounding import Rounding
-from expressive_losses.bounds.statistics import BatchStatistics, batch_norms, record_statistics, use_statistics
+from expressive_losses.bounds.statistics import (
+    BatchStatistics,
+    batch_norms,
+    record_statistics,
+    share_statistics,
+    use_statistics,
+)
 from expressive_losses.errors import UnsupportedNetwork, UserError
 from expressive_losses.types import Bounds, Box, specification
 
@@ -97,23 +104,20 @@ class BoundedNetwork(nn.Module):
     def train_logits(self, x: Tensor) -> tuple[Tensor, BatchStatistics]:
         """Return the logits in train mode, and BatchNorm's statistics of this batch with gradient.
 
-        Running statistics are updated. Needs train mode.
+        Running statistics are updated. All of it over the whole batch where several processes share it. Needs train
+        mode.
         """
-        if self._chain is not None and can_train(self._chain):
+        if self._chain is not None:
             logits, statistics = train_logits(self._chain, self.normalize(x))
             return logits, {f"model.{name}": value for name, value in statistics.items()}
-        with record_statistics(self) as statistics:
+        collecting = record_statistics if distributed.processes() == 1 else share_statistics
+        with collecting(self) as statistics:
             return self(x), statistics
-
-    @property
-    def shares_statistics(self) -> bool:
-        """Whether :meth:`train_logits` takes BatchNorm's statistics over all processes that share a batch."""
-        return not batch_norms(self) or (self._chain is not None and can_train(self._chain))
 
     @property
     def is_fast_chain(self) -> bool:
         """Whether training runs on the fast path only, which never waits for the device."""
-        return self._transposable and can_train(self._chain)
+        return self._transposable
 
     def weights_after_sums(self) -> list[Tensor]:
         """Return the weights of layers that read the ReLU of a sum of two branches; none in a plain chain.

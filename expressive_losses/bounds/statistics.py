@@ -6,12 +6,15 @@ passed explicitly, never read back from a module's hidden state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from expressive_losses import distributed
+from expressive_losses.bounds.kernels import batch_norm, batch_statistics
 
 #: (mean, biased variance) of the input of each BatchNorm layer, by the layer's qualified name; shapes (C,).
 BatchStatistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -22,34 +25,34 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
 
 
-def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and biased variance per channel of (B, C) or (B, C, ...), each (C,).
-
-    The sums are arranged as a CPU does them fast: one reduction over all but the channels would take 15 times as long.
-    """
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        x = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        mean = x.mean(0)
-        return mean, (x - mean).square().mean(0)
-    x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
-    mean = x.mean(2).mean(0)
-    squared = (x - mean[:, None]).square()
-    return mean, squared.mean(2).mean(0)
-
-
 @torch.no_grad()
 def update_running(norm: _BatchNorm, statistics: tuple[Tensor, Tensor], count: int) -> None:
     """Move a layer's running statistics towards those of a batch, as BatchNorm in train mode does.
 
     Args:
-        norm: whose momentum is a number.
+        norm: a layer with running statistics; momentum ``None`` is the average over the batches so far.
         statistics: mean and biased variance, (C,) each.
         count: of values a channel: the running variance is the unbiased one.
     """
     mean, variance = statistics
     norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
+    share = norm.num_batches_tracked.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean, share)
+    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), share)
+
+
+def train_norm(norm: _BatchNorm, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return what a BatchNorm layer in train mode puts out, and the mean and biased variance of its input, (C,) each.
+
+    All with gradient, and of the whole batch where several processes share it. Running statistics are updated.
+
+    Args:
+        norm: a layer with running statistics.
+        x: (B, C, ...).
+    """
+    y, statistics = batch_norm(x, norm.weight, norm.bias, norm.eps)
+    update_running(norm, statistics, distributed.whole_count(x.numel() // x.shape[1]))
+    return y, statistics
 
 
 @contextmanager
@@ -73,6 +76,40 @@ def record_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Ten
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def share_statistics(module: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Collect as :func:`record_statistics` does, but over all processes that share the batch.
+
+    The layers, in train mode, compute with these statistics themselves, and their running ones follow them.
+
+    Args:
+        module: whose BatchNorm layers are torch's own, see :func:`own_forwards`.
+    """
+    collected: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def sharing(name: str, layer: _BatchNorm):
+        def forward(x: Tensor) -> Tensor:
+            y, collected[name] = train_norm(layer, x)
+            return y
+
+        return forward
+
+    layers = batch_norms(module)
+    for name, layer in layers.items():
+        layer.forward = sharing(name, layer)
+    try:
+        yield collected
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def own_forwards(module: nn.Module) -> list[str]:
+    """Return the BatchNorm layers that may compute something else than torch's, by qualified name."""
+    layers = batch_norms(module).items()
+    return [name for name, x in layers if type(x).forward is not _BatchNorm.forward or "forward" in vars(x)]
 
 
 @contextmanager
@@ -101,7 +138,8 @@ def refresh_population_statistics(module: nn.Module, batches: Iterable[Tensor]) 
     """Set the running statistics to the averages over batches of clean images, the layers seen in train mode (CTBench).
 
     Running statistics are a moving average that lags behind the weights; this recomputes them for the weights
-    as they are.
+    as they are. Where several processes train, each hands in its own batches and gets the average over all of them: the
+    sum over processes of (number of batches) x (average over these), by the number of all.
 
     Args:
         batches: images (B, *shape).
@@ -120,3 +158,19 @@ def refresh_population_statistics(module: nn.Module, batches: Iterable[Tensor]) 
     for name, layer in layers.items():
         layer.momentum = momenta[name]
     module.train(training)
+    if distributed.processes() > 1:
+        _average_over_processes(layers.values())
+
+
+def _average_over_processes(layers: Collection[_BatchNorm]) -> None:
+    """Replace averages over each process's batches by those over all batches, in one message."""
+    for layer in layers:
+        layer.running_mean.mul_(layer.num_batches_tracked)
+        layer.running_var.mul_(layer.num_batches_tracked)
+    distributed.add_up([
+        buffer for layer in layers for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
+    ])  # fmt: skip
+    for layer in layers:
+        count = layer.num_batches_tracked.clamp(min=1)  # 0: a layer that no image passes
+        layer.running_mean.div_(count)
+        layer.running_var.div_(count)
