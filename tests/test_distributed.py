@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from shared_step import everything
+from torch import nn
 
 from expressive_losses import checkpoint, experiment
 from expressive_losses.attacks.base import OfWholeBatch, uniform
+from expressive_losses.bounds.statistics import share_statistics
 from expressive_losses.config import load, parse_assignment
 from expressive_losses.distributed import Part, part_of, processes, rank
 from expressive_losses.errors import UserError
+from expressive_losses.run import RunDirectory
+from expressive_losses.trainer import Trainer
 from expressive_losses.types import Box
 
 ROOT = Path(__file__).parent.parent
@@ -48,20 +52,25 @@ def assert_close(ours: Path, theirs: Path, tolerance: float = 2e-4):
 
 
 def test_three_processes_take_the_step_of_one(tmp_path):
-    """Every method: gradients, running statistics and logged terms agree to float64's rounding; parts of 5, 4 and 4."""
-    out = tmp_path / "gradients.pt"
+    """Every method, on a chain and a residual network: gradients, running statistics and logged terms agree to
+    float64's rounding, parts of 5, 4 and 4. So do a batch's statistics, and a population's, of fewer or more batches
+    than processes.
+    """
+    out = tmp_path / "gradients"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     subprocess.run(
         [*launch, str(ROOT / "tests" / "shared_step.py"), str(out)], check=True, env=ENVIRONMENT, timeout=300
     )
-    shared, alone = torch.load(out, weights_only=True), everything()
+    shared, *others = (torch.load(f"{out}.{number}", weights_only=True) for number in range(3))
+    alone = everything()
     assert shared.keys() == alone.keys()
     for name, tensors in alone.items():
         scale = max(float(tensor.abs().max()) for tensor in tensors)
-        for ours, theirs in zip(shared[name], tensors, strict=True):
+        for number, (ours, theirs) in enumerate(zip(shared[name], tensors, strict=True)):
             torch.testing.assert_close(
                 ours, theirs, rtol=1e-9, atol=1e-11 * scale, msg=lambda text, name=name: name + text
             )
+            assert all(torch.equal(other[name][number], ours) for other in others), f"{name}: not the same everywhere"
 
 
 def test_two_processes_train_as_one(tmp_path):
@@ -73,6 +82,51 @@ def test_two_processes_train_as_one(tmp_path):
     assert len(rows[0]) == len(rows[1]) == 1, "one process writes"
     for ours, theirs in zip(*rows, strict=True):
         assert theirs["train"] == pytest.approx(ours["train"], rel=1e-3, abs=5e-3)
+
+
+def test_two_processes_train_a_residual_network_as_one(tmp_path):
+    """With statistics recomputed over the training images after the epoch and for the averaged weights."""
+    settings = (
+        "model={name: resnet, width: 2, blocks: [1, 1], hidden: 16}", "training.bn_refresh=true",
+        "training.average={kind: ema, decay: 0.5}", "training.bn_statistics=clean",
+    )  # fmt: skip
+    more = [f"--set={text}" for text in settings]
+    subprocess.run(command(2, tmp_path / "two", *more), check=True, env=ENVIRONMENT, timeout=300)
+    train_alone(tmp_path / "one", *settings)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_layer_shared_by_one_process_is_torchs(momentum):
+    """Outputs, statistics and running statistics over three batches, the cumulative average too."""
+    shared, plain = (nn.Sequential(nn.BatchNorm2d(3, momentum=momentum)).double() for _ in range(2))
+    for size in (5, 4, 2):
+        x = torch.rand(size, 3, 2, 2, dtype=torch.float64)
+        with share_statistics(shared) as statistics:
+            torch.testing.assert_close(shared(x), plain(x))
+        mean, variance = statistics["0"]
+        torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+        torch.testing.assert_close(variance, x.var((0, 2, 3), correction=0))
+    for ours, theirs in zip(shared.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert "forward" not in vars(shared[0])
+
+
+def test_processes_share_out_the_population(tmp_path, monkeypatch):
+    """Each attacked batch after its clean one, the same whoever makes it; a single image at the end is left out."""
+    settings = [parse_assignment(text) for text in (*SETTINGS, "training.batch_size=359")]
+    network, train, held_out, _ = experiment.prepare(load(None, settings), torch.device("cpu"))
+    run = RunDirectory(tmp_path)
+    trainer = Trainer(load(None, settings), network, train, held_out, run, quiet=True)
+    run.close()
+    whole = list(trainer._population(0.1))
+    assert [len(x) for x in whole] == [359] * 8
+    assert len(train) == 4 * 359 + 1
+    for number, mine in ((0, [0, 1, 6, 7]), (1, [2, 3]), (2, [4, 5])):
+        monkeypatch.setattr("expressive_losses.distributed.processes", lambda: 3)
+        monkeypatch.setattr("expressive_losses.distributed.rank", lambda number=number: number)
+        for ours, index in zip(trainer._population(0.1), mine, strict=True):
+            assert torch.equal(ours, whole[index])
 
 
 @pytest.mark.slow
@@ -130,7 +184,6 @@ def test_alone_nothing_is_shared():
     ("settings", "message"),
     [
         (("training.accumulate=2", "training.bn_statistics=clean_frozen"), "accumulate: several processes share"),
-        (("model=resnet",), "known on plain chains of layers only"),
         (("training.batch_size=205",), "a batch of 2 images for 3 processes"),
     ],
 )
@@ -138,3 +191,17 @@ def test_what_cannot_be_shared_exactly_is_refused(tmp_path, monkeypatch, setting
     monkeypatch.setattr("expressive_losses.distributed.processes", lambda: 3)
     with pytest.raises(UserError, match=message):
         train_alone(tmp_path, *settings)
+
+
+class Scaled(nn.BatchNorm2d):
+    """BatchNorm that does something else besides."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_batch_norm_of_ones_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("expressive_losses.distributed.processes", lambda: 3)
+    monkeypatch.setattr("expressive_losses.models.resnet.nn.BatchNorm2d", Scaled)
+    with pytest.raises(UserError, match=r"layer '1' is BatchNorm with a forward of its own"):
+        train_alone(tmp_path, "model=resnet")
