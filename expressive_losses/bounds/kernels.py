@@ -131,7 +131,10 @@ def _of_all_processes(x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor
 
 
 def _gradients_of_all_processes(to_y, to_mean, to_variance, x, weight, mean, variance, eps):
-    """BatchNorm's gradients where the statistics are sums over all processes, and so are their gradients."""
+    """BatchNorm's gradients where the statistics are sums over all processes, and so are their gradients.
+
+    Autograd takes the nodes of one graph in the same order everywhere, branches too: all processes add up one layer.
+    """
     scale = torch.ones_like(mean) if weight is None else weight
     to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
         to_y, x, scale, mean, variance, None, None, False, eps, [True, True, True]
