@@ -149,7 +149,8 @@ def test_torchrun_restarts_the_processes_when_one_is_killed(tmp_path):
     out, more = tmp_path / "run", ("--set=training.epochs=8", "--resume")
     launch = command(2, out, *more)
     launch.insert(4, "--max-restarts=1")
-    process = subprocess.Popen(launch, env=ENVIRONMENT)
+    # else the new processes may find the addresses of those that are gone
+    process = subprocess.Popen(launch, env={**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
     while not (out / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.05)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
