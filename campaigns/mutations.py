@@ -45,8 +45,20 @@ MUTATIONS = (
     Mutation(
         "sign: the width of the margins is added",
         "bounds/interval.py",
-        "last.bias), labels) - width",
-        "last.bias), labels) + width",
+        "return middle - width, middle + width",
+        "return middle + width, middle + width",
+    ),
+    Mutation(
+        "loss fusion: chords of intervals whose lower ends are the upper ones",
+        "bounds/loss_fusion.py",
+        "lower, width = interval.margins,",
+        "lower, width = interval.upper,",
+    ),
+    Mutation(
+        "loss fusion: tangents in place of chords",
+        "bounds/loss_fusion.py",
+        "self._slopes = highest * -torch.expm1(-width) / width",
+        "self._slopes = highest",
     ),
     Mutation(
         "elision: W_y - W_j without absolute values",
