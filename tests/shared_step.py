@@ -34,7 +34,7 @@ def network_of(model: dict) -> BoundedNetwork:
     return BoundedNetwork(MODELS.build(model).build((1, 8, 8), 4), (1, 8, 8), 4).double()
 
 
-def gradients(model: dict, method: str, phase: str, policy: str) -> list[torch.Tensor]:
+def gradients(model: dict, method: str | dict, phase: str, policy: str) -> list[torch.Tensor]:
     """All gradients, then BatchNorm's running statistics and the logged terms."""
     network = network_of(model)
     x, labels = torch.rand(BATCH, 1, 8, 8, dtype=torch.float64), torch.randint(4, (BATCH,))
@@ -93,7 +93,7 @@ def population(count: int) -> list[torch.Tensor]:
 def everything() -> dict[str, list[torch.Tensor]]:
     """By method, phase and policy; and the statistics alone."""
     found = {}
-    for method in LOSSES.names():
+    for method in [*LOSSES.names(), {"name": "crown_ibp", "fused": True}]:
         for phase in PHASES:
             found[f"{method} {phase} adversarial"] = gradients(CHAIN, method, phase, "adversarial")
         found[f"{method} residual"] = gradients(RESIDUAL, method, "ramp", "adversarial")

@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert "torch" in json.loads((tmp_path / "environment.json").read_text())
 
 
-@pytest.mark.parametrize("method", LOSSES.names())
+@pytest.mark.parametrize("method", [*LOSSES.names(), "{name: crown_ibp, fused: true}"])
 def test_every_method_trains_and_its_run_repeats_bit_for_bit(tmp_path, method):
     """Property of all plug-ins: finite, deterministic, and a checkpoint from which the network is rebuilt."""
     first = train(tmp_path / "a", f"method={method}", "training.epochs=2")
