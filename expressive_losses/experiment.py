@@ -128,6 +128,11 @@ def _check_processes(config: Config, network: BoundedNetwork, images: int) -> No
             f"several processes: layer '{own[0]}' is BatchNorm with a forward of its own, whose statistics cannot be "
             "taken over all of them; use torch's, or train in one process"
         )
+    network.train()
+    if still := [name for name, layer in batch_norms(network.model).items() if not layer.training]:
+        raise UserError(
+            f"several processes: layer '{still[0]}' is BatchNorm that its module keeps in eval mode; use one process"
+        )
     last = images % training.batch_size or training.batch_size
     least = (
         training.batch_size if last == 1 else min(last, training.batch_size)

@@ -145,7 +145,7 @@ class Trainer:
         for number in range(distributed.rank(), self.steps_per_epoch, distributed.processes()):
             indices = self.train.order_of_step(everything, number, config.training.batch_size)
             x, labels = self.train.batch(indices, augment=False)
-            generator.manual_seed(mixed_seed(config.training.seed, self.step, number))
+            generator.manual_seed(mixed_seed(config.training.seed, self.step, number + 1))
             yield x
             if attacked:
                 yield config.attack(

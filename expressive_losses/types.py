@@ -120,7 +120,7 @@ class Bounds:
             With loss fusion one number in place of all, (B, 1): a lower bound on -log sum_j exp(f_j - f_y).
         input: the box as the first layer sees it (normalised).
         relu_inputs: bounds on the input of every ReLU, in the order of the graph.
-        upper: sound upper bounds on the same differences, (B, K-1); of IBP only, else None.
+        upper: sound upper bounds on the same differences, (B, K-1), where IBP computed them; else None.
     """
 
     margins: Tensor

@@ -165,5 +165,8 @@ class Updates:
 
 
 def mixed_seed(*numbers: int) -> int:
-    """Return a 63-bit seed made of a seed, a step, ...; streams of neighbouring steps and seeds are unrelated."""
+    """Return a 63-bit seed made of a seed, a step, ...; streams of neighbouring steps and seeds are unrelated.
+
+    A third number should not be 0: numpy takes (1, 2, 0) for (1, 2).
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -15,7 +15,7 @@ from torch import nn
 
 from expressive_losses import checkpoint, experiment
 from expressive_losses.attacks.base import OfWholeBatch, uniform
-from expressive_losses.bounds.statistics import share_statistics
+from expressive_losses.bounds.statistics import _average_over_processes, share_statistics
 from expressive_losses.config import load, parse_assignment
 from expressive_losses.distributed import Part, part_of, processes, rank
 from expressive_losses.errors import UserError
@@ -199,6 +199,28 @@ class Scaled(nn.BatchNorm2d):
 
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+class Still(nn.BatchNorm2d):
+    """BatchNorm that is always in eval mode."""
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+
+def test_batch_norm_in_eval_mode_is_refused(tmp_path, monkeypatch):
+    """Its module keeps it there: in one process it takes no statistics."""
+    monkeypatch.setattr("expressive_losses.distributed.processes", lambda: 3)
+    monkeypatch.setattr("expressive_losses.models.resnet.nn.BatchNorm2d", Still)
+    with pytest.raises(UserError, match=r"layer '1' is BatchNorm that its module keeps in eval mode"):
+        train_alone(tmp_path, "model=resnet")
+
+
+def test_batch_norm_that_no_image_passes_keeps_its_first_statistics():
+    layer = nn.BatchNorm2d(2)
+    _average_over_processes([layer])
+    assert torch.equal(layer.running_mean, torch.zeros(2))
+    assert torch.equal(layer.running_var, torch.ones(2))
 
 
 def test_batch_norm_of_ones_own_is_refused(tmp_path, monkeypatch):

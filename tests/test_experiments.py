@@ -67,7 +67,11 @@ def test_entries_inside_an_entry_share_what_it_says(tmp_path):
     [
         ({"entries": [{"config": "x", "seed": 1}]}, r"unknown key 'entries\.0\.seed'"),
         ({"entries": [{"config": "x", "entries": [{}, {"axis": {}}]}]}, r"'entries\.1\.axis'; did you mean 'axes'"),
-        ({"entries": [{"set": {}, "entries": {"config": "x"}}]}, "entries: expected a list, got {'config': 'x'}"),
+        (
+            {"entries": [{"set": {}, "entries": {"config": "x"}}]},
+            "entries: expected a list of entries, got {'config': 'x'}",
+        ),
+        ({"entries": [{"set": {}, "entries": []}]}, r"expected a list of entries, got \[\]"),
         ({"entries": ["small.yaml"]}, "entries: expected a mapping with 'config' or 'entries', got 'small.yaml'"),
         ({"verify": {"ibp": {"bounds": "ibp"}}}, r"'verify\.ibp\.bounds'; did you mean 'bound'"),
         ({"figure": {"y": ["natural"], "pannels": []}}, r"'figure\.pannels'; did you mean 'panels'"),
@@ -230,6 +234,21 @@ def test_only_cells_without_a_row(tmp_path, capsys):
     assert rows_of(path)[0] == first
     run(path, "--missing")
     assert "0 done, 0 there before" in capsys.readouterr().out
+
+
+def test_shards_of_what_is_missing_do_not_depend_on_what_is_there(tmp_path, capsys):
+    """Machines of a table start at different times: whatever has a row by then, the shards cover the rest once."""
+    path = write(tmp_path)
+
+    def listed(shard: str) -> list[str]:
+        capsys.readouterr()
+        run(path, "--missing", "--dry-run", "--shard", shard)
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1] if not line.startswith(" ")]
+
+    first, second = listed("0/2"), listed("1/2")
+    assert len(first) == len(second) == 1
+    run(path, "--shard", "0/2")
+    assert (listed("0/2"), listed("1/2")) == ([], second)
 
 
 def test_help_lists_the_commands(capsys):

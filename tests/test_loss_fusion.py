@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork, compat, record_statistics
 from expressive_losses.bounds.loss_fusion import SummedExponentials
+from expressive_losses.errors import UserError
 from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import LOSSES
 from expressive_losses.types import BoundedBatch, Bounds, Box
@@ -168,6 +169,17 @@ def test_sums_are_mixed_with_beta(beta):
     batch = BoundedBatch(torch.tensor([0]), None, None, margins, {"kappa": 1.0, "beta": beta})
     loss = LOSSES.build({"name": "crown_ibp", "fused": True})
     assert float(loss(batch)["loss"]) == pytest.approx(math.log(1 + 3.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_options_are_refused(fast):
+    network = instance("cnn_tiny")
+    network.fast_chain = fast
+    x, labels = data(network)
+    with pytest.raises(UserError, match="takes no options, got iterations"):
+        network.margins(Box.around(x, 0.1), labels, "crown_ibp_fused", iterations=3)
+    with pytest.raises(UserError, match="relu_shrink: only for bound 'ibp'"):
+        network.bounds_of(Box.around(x, 0.1), labels, ("ibp", "crown_ibp_fused"), relu_shrink=0.8)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_fused_margin():

@@ -183,8 +183,10 @@ class BoundedNetwork(nn.Module):
             raise UserError(
                 f"relu_shrink: only for bound 'ibp' on a plain chain of layers, not for '{method}' on this network"
             )
-        if method == "crown_ibp_fused" or (method == "crown_ibp" and self._transposable):
-            return self._with_ibp(normalised, labels, statistics, method, **options)[method]
+        if method == "crown_ibp_fused" and options:
+            raise UserError(f"bound '{method}' takes no options, got {', '.join(options)}")
+        if method == "crown_ibp_fused" or (method == "crown_ibp" and self._transposable and not options):
+            return self._with_ibp(normalised, labels, statistics, method)[method]
         matrices = specification(labels, self.classes, normalised.lower.dtype)
         return self._graph(method).bounds(normalised, matrices, method, self._statistics(statistics), **options)
 
@@ -208,7 +210,7 @@ class BoundedNetwork(nn.Module):
             methods: any number of them.
         """
         found, second = {}, [method for method in methods if method in ("crown_ibp", "crown_ibp_fused")]
-        if "ibp" in methods and second:
+        if "ibp" in methods and second and not options:
             normalised = Box(self.normalize(box.lower), self.normalize(box.upper))
             found = self._with_ibp(normalised, labels, statistics, second[0])
         rest = [method for method in methods if method not in found]

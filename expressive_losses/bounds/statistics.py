@@ -171,6 +171,7 @@ def _average_over_processes(layers: Collection[_BatchNorm]) -> None:
         buffer for layer in layers for buffer in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
     ])  # fmt: skip
     for layer in layers:
-        count = layer.num_batches_tracked.clamp(min=1)  # 0: a layer that no image passes
+        count = layer.num_batches_tracked.clamp(min=1)
         layer.running_mean.div_(count)
         layer.running_var.div_(count)
+        layer.running_var.add_(layer.num_batches_tracked == 0)  # a layer that no image passes: 1, as it starts

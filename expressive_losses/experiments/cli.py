@@ -39,15 +39,14 @@ def run_command(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     experiments = [load(path) for path in options.files]
     grids = [grid.cells(one, options.scale, options.seeds) for one in experiments]
-    todo = [
-        cell
-        for one, cells in zip(experiments, grids, strict=True)
-        for cell in (_without_row(one, cells, options) if options.missing else cells)
-        if cell.runs
-    ]
+    todo = [cell for cells in grids for cell in cells if cell.runs]
     if options.shard:
         index, count = parse_shard(options.shard)
         todo = grid.shard(todo, index, count)
+    if options.missing:  # after the shares are dealt out: they must not depend on what has a row by now
+        without = {id(cell) for one, cells in zip(experiments, grids, strict=True)
+                   for cell in _without_row(one, cells, options)}  # fmt: skip
+        todo = [cell for cell in todo if id(cell) in without]
     if options.dry_run:
         _list(todo)
         return

@@ -137,8 +137,8 @@ class Experiment(Section):
 
 def _flat(entries: Any, shared: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the innermost entries, each merged over what the entries around it share."""
-    if not isinstance(entries, list | tuple):
-        raise ValueError(f"expected a list, got {entries!r}")
+    if not isinstance(entries, list | tuple) or not entries:
+        raise ValueError(f"expected a list of entries, got {entries!r}")
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise ValueError(f"expected a mapping with 'config' or 'entries', got {entry!r}")
