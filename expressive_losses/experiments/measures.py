@@ -75,11 +75,8 @@ def end_of_training(config: Config, train: Batches) -> Progress:
     Args:
         train: the training images.
     """
-    clock, schedule = (
-        Clock(train.steps_per_epoch(config.training.batch_size), config.training.epochs),
-        config.eps.schedule,
-    )
-    step = clock.steps(1, "run")
+    clock = Clock(train.steps_per_epoch(config.training.batch_size), config.training.epochs)
+    schedule, step = config.eps.schedule, clock.steps(1, "run")
     return Progress(schedule.fraction(step, clock), step, clock, schedule.end(clock))
 
 
