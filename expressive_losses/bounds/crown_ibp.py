@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from expressive_losses.bounds.chain import Stage
+from expressive_losses.bounds.kernels import conv_transpose2d_of_few_channels, has_few_channels
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Box, other_classes
 
-#: Coefficients of one layer at once, in numbers; above, the margins are bounded in parts, and every part again in the
-#: backward pass. On a CPU 16 MiB of float32: more would not fit into its caches, and be slower. Elsewhere 1 GiB.
+#: Coefficients of one layer at once, in numbers; above, the margins are bounded in parts. On a CPU 16 MiB of float32: more
+#: would not fit into its caches, and be slower. Elsewhere 1 GiB.
 MOST_COEFFICIENTS = {"cpu": 2**22}
 MOST_ELSEWHERE = 2**28
+#: What parts may keep for the backward pass, in numbers: 256 MiB of float32. Above, it bounds every part once more.
+MOST_KEPT = 2**26
 _TRANSPOSED = {nn.Conv1d: F.conv_transpose1d, nn.Conv2d: F.conv_transpose2d, nn.Conv3d: F.conv_transpose3d}
 
 
@@ -33,6 +36,7 @@ def crown_ibp_margins(
     labels: Tensor,
     statistics: BatchStatistics | None,
     most: int | None = None,
+    kept: int = MOST_KEPT,
 ) -> Tensor:
     """Return lower bounds on f_y - f_j over the box, (B, K-1), by one backward pass from the margins.
 
@@ -47,23 +51,28 @@ def crown_ibp_margins(
         labels: (B,) int64.
         statistics: of BatchNorm, by name; ``None``: the running ones.
         most: coefficients of one layer at once; ``None`` chooses by device.
+        kept: numbers that parts may keep for the backward pass.
 
     Source: paper "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", section 3.
     """
     layers = _layers(stages, box, relu_inputs, statistics)
-    last = stages[-1].affine
+    last, weight = stages[-1].affine, _last_weight(stages, layers)
     others = other_classes(labels, last.out_features)
     most = most or MOST_COEFFICIENTS.get(box.lower.device.type, MOST_ELSEWHERE)
-    largest = max(prod(layer.shape) for layer in layers) if layers else 1
-    size = max(1, most // (len(labels) * max(largest, last.in_features)))
+    sizes = [last.in_features, *(prod(layer.shape) for layer in layers)]
+    size = max(1, most // (len(labels) * max(sizes)))
 
     def part(others: Tensor) -> Tensor:
-        return _backward(layers, box, *_differences(last, labels, others))
+        return _backward(layers, box, *_differences(weight, last.bias, labels, others))
+
+    def part_twice(others: Tensor) -> Tensor:
+        return checkpoint(part, others, use_reentrant=False, preserve_rng_state=False)
 
     if size >= others.shape[1]:
         return part(others)
-    again = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(part, some, **again) for some in others.split(size, dim=1)], dim=1)
+    # a ReLU and the layer before it keep the coefficients that they took
+    bounded = part if 2 * others.numel() * sum(sizes) <= kept else part_twice
+    return torch.cat([bounded(some) for some in others.split(size, dim=1)], dim=1)
 
 
 def crown_ibp_rows(
@@ -79,9 +88,9 @@ def crown_ibp_rows(
         stages, box, relu_inputs, statistics: see :func:`crown_ibp_margins`.
         rows: C, (B, M, K), a few for each image.
     """
-    last = stages[-1].affine
-    constant = torch.zeros_like(rows[:, :, 0]) if last.bias is None else rows @ last.bias
-    return _backward(_layers(stages, box, relu_inputs, statistics), box, rows @ last.weight, constant)
+    bias, layers = stages[-1].affine.bias, _layers(stages, box, relu_inputs, statistics)
+    constant = torch.zeros_like(rows[:, :, 0]) if bias is None else rows @ bias
+    return _backward(layers, box, rows @ _last_weight(stages, layers), constant)
 
 
 def transposable(stages: Sequence[Stage]) -> bool:
@@ -92,10 +101,13 @@ def transposable(stages: Sequence[Stage]) -> bool:
 class _Layer:
     """One hidden affine layer with folded BatchNorm, the shapes around it, and the lines of the ReLU after it."""
 
-    def __init__(self, stage: Stage, shape: torch.Size, statistics: BatchStatistics | None) -> None:
+    def __init__(self, stage: Stage, shape: torch.Size, before: _Layer | None, statistics: BatchStatistics | None):
         self.affine = stage.affine
         self.weight, self.bias = stage.folded(statistics)
-        self.shape = torch.Size([prod(shape)]) if stage.flatten else shape
+        self.shape = shape
+        if stage.flatten:
+            self.shape = torch.Size([prod(shape)])
+            self.weight = self.weight if before is None else before.in_memory_order(self.weight)
         self.output = self._output(self.shape)
         self.lines: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -105,6 +117,23 @@ class _Layer:
         layer = self.affine
         sizes = zip(shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
         return torch.Size([layer.out_channels, *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)])
+
+    def in_memory_order(self, columns: Tensor) -> Tensor:
+        """Return columns (..., n) for this layer's flattened output in the order in which it lies in memory.
+
+        Images have their channels last, and so have the lines of their ReLUs. Coefficients in another order would make
+        every product with those tens of times as slow.
+        """
+        if not isinstance(self.affine, nn.Conv2d):
+            return columns
+        return columns.unflatten(-1, self.output).movedim(-3, -1).flatten(-3)
+
+    def shaped(self, coefficients: Tensor) -> Tensor:
+        """Return coefficients of this layer's output, flat (N, n) in memory order or not flat, as (N, *output)."""
+        if coefficients.ndim > 2 or not isinstance(self.affine, nn.Conv2d):
+            return coefficients.reshape(-1, *self.output)
+        channels, height, width = self.output
+        return coefficients.unflatten(1, (height, width, channels)).movedim(3, 1)
 
     def transpose(self, coefficients: Tensor) -> tuple[Tensor, Tensor | float]:
         """Return the coefficients of the layer's input, (N, *shape), from those of its output, and the bias's part."""
@@ -116,6 +145,8 @@ class _Layer:
         if self.bias is not None:
             constant = coefficients.flatten(2).sum(2) @ self.bias
         transposed = _TRANSPOSED[type(layer)]
+        if has_few_channels(layer, coefficients):
+            return conv_transpose2d_of_few_channels(coefficients, self.weight, self.shape[1:], layer), constant
         rest = self._output_padding()
         geometry = (layer.stride, layer.padding, rest, layer.groups, layer.dilation)
         return transposed(coefficients, self.weight, None, *geometry), constant
@@ -134,12 +165,18 @@ def _layers(
 ) -> list[_Layer]:
     layers, shape, bounds = [], box.lower.shape[1:], iter(relu_inputs)
     for stage in stages[:-1]:
-        layer = _Layer(stage, shape, statistics)
+        layer = _Layer(stage, shape, layers[-1] if layers else None, statistics)
         shape = layer.output
         if stage.relu:
             layer.lines = _lines(next(bounds))
         layers.append(layer)
     return layers
+
+
+def _last_weight(stages: Sequence[Stage], layers: Sequence[_Layer]) -> Tensor:
+    """Return the weight of the last layer, (K, in), its columns in the order of :meth:`_Layer.in_memory_order`."""
+    weight = stages[-1].affine.weight
+    return layers[-1].in_memory_order(weight) if stages[-1].flatten and layers else weight
 
 
 def _lines(bounds: Box) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,14 +191,13 @@ def _lines(bounds: Box) -> tuple[Tensor, Tensor, Tensor]:
     return (slope > 0.5).to(slope.dtype), slope, torch.maximum(-lower * slope, upper - upper * slope)
 
 
-def _differences(last: nn.Linear, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def _differences(weight: Tensor, bias: Tensor | None, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Return W_y - W_j, (B, M, in), and b_y - b_j, (B, M), of the last layer."""
     # F.embedding, not weight[labels]: see interval._spread
-    coefficients = F.embedding(labels, last.weight).unsqueeze(1) - F.embedding(others, last.weight)
-    if last.bias is None:
+    coefficients = F.embedding(labels, weight).unsqueeze(1) - F.embedding(others, weight)
+    if bias is None:
         return coefficients, torch.zeros_like(coefficients[:, :, 0])
-    bias = last.bias.expand(len(labels), -1)
-    return coefficients, last.bias.gather(0, labels).unsqueeze(1) - bias.gather(1, others)
+    return coefficients, bias.gather(0, labels).unsqueeze(1) - bias.expand(len(labels), -1).gather(1, others)
 
 
 def _backward(layers: Sequence[_Layer], box: Box, coefficients: Tensor, constant: Tensor) -> Tensor:
@@ -174,7 +210,7 @@ def _backward(layers: Sequence[_Layer], box: Box, coefficients: Tensor, constant
     batch, rows = constant.shape
     coefficients, constant = coefficients.flatten(0, 1), constant.flatten()
     for layer in reversed(layers):
-        coefficients = coefficients.reshape(-1, *layer.output)
+        coefficients = layer.shaped(coefficients)
         if layer.lines is not None:
             coefficients, added = _ThroughReLU.apply(coefficients.unflatten(0, (batch, rows)), *layer.lines)
             coefficients, constant = coefficients.flatten(0, 1), constant + added.flatten()
@@ -196,7 +232,10 @@ class _ThroughReLU(torch.autograd.Function):
     def forward(ctx, coefficients: Tensor, low: Tensor, high: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(coefficients, low, high, intercept)
         negative = coefficients.clamp(max=0)
-        constant = (negative.flatten(2) @ intercept.flatten(1).unsqueeze(2)).squeeze(2)
+        terms, lines = negative, intercept
+        if coefficients.ndim == 5:  # images have their channels last in memory
+            terms, lines = terms.movedim(2, -1), lines.movedim(1, -1)
+        constant = (terms.flatten(2) @ lines.flatten(1).unsqueeze(2)).squeeze(2)
         return torch.addcmul(coefficients * low.unsqueeze(1), negative, (high - low).unsqueeze(1)), constant
 
     @staticmethod

@@ -186,24 +186,55 @@ class _FewChannelsConv(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, to_y):
-        (weight,) = ctx.saved_tensors
-        size, stride, padding, dilation = ctx.geometry
-        columns = weight.flatten(1).t() @ to_y.flatten(2)
-        to_x = F.fold(columns, size, weight.shape[2:], dilation, padding, stride)
-        return to_x, None, None, None, None, None
+        return _transposed(to_y, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
+
+
+def _transposed(y: Tensor, weight: Tensor, size, stride, padding, dilation) -> Tensor:
+    """Return the transpose of a convolution, as a matrix product and a sum over the windows: images of ``size``.
+
+    With one to four channels, on a CPU, four to seven times faster than torch's.
+    """
+    return F.fold(weight.flatten(1).t() @ y.flatten(2), size, weight.shape[2:], dilation, padding, stride)
 
 
 def conv2d_of_few_channels(x: Tensor, weight: Tensor, bias: Tensor | None, layer: torch.nn.Conv2d) -> Tensor:
     """Return the convolution of images with constant weights; the gradient goes to the images only.
 
-    The gradient is a matrix product and a sum over the windows (``fold``): with one to four channels, on a CPU, four to
-    seven times faster than torch's.
+    See :func:`has_few_channels`.
     """
     return _FewChannelsConv.apply(x, weight, bias, layer.stride, layer.padding, layer.dilation)
 
 
+class _FewChannelsTranspose(Function):
+    """See :func:`conv_transpose2d_of_few_channels`."""
+
+    @staticmethod
+    def forward(ctx, y, weight, size, stride, padding, dilation):
+        ctx.save_for_backward(y, weight)
+        ctx.geometry = stride, padding, dilation
+        return _transposed(y, weight, size, stride, padding, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, to_x):
+        y, weight = ctx.saved_tensors
+        to_y = F.conv2d(to_x, weight, None, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        to_weight = None
+        if ctx.needs_input_grad[1]:
+            to_weight = torch.nn.grad.conv2d_weight(to_x, weight.shape, y, *ctx.geometry)
+        return to_y, to_weight, None, None, None, None
+
+
+def conv_transpose2d_of_few_channels(y: Tensor, weight: Tensor, size: torch.Size, layer: torch.nn.Conv2d) -> Tensor:
+    """Return the transpose of a layer's convolution, with this weight: from its output to its input, of ``size``.
+
+    See :func:`has_few_channels`.
+    """
+    return _FewChannelsTranspose.apply(y, weight, size, layer.stride, layer.padding, layer.dilation)
+
+
 def has_few_channels(layer: torch.nn.Module, x: Tensor) -> bool:
-    """Return whether :func:`conv2d_of_few_channels` can do this layer, and faster."""
+    """Return whether :func:`conv2d_of_few_channels` and its transpose can do this layer, and faster than torch."""
     return (
         type(layer) is torch.nn.Conv2d
         and layer.in_channels <= _FEW_CHANNELS
