@@ -6,7 +6,7 @@ from instances import CLASSES, data
 from test_interval import CHAINS, both
 from torch import nn
 
-from expressive_losses.bounds import BoundedNetwork, record_statistics
+from expressive_losses.bounds import BoundedNetwork, crown_ibp, record_statistics
 from expressive_losses.bounds.crown_ibp import _lines as lines
 from expressive_losses.bounds.crown_ibp import crown_ibp_margins
 from expressive_losses.bounds.interval import interval_bounds
@@ -70,18 +70,39 @@ def test_unusual_convolutions():
     assert_same(margins_and_gradients(fast, box, labels), margins_and_gradients(slow, box, labels))
 
 
+@pytest.mark.parametrize("kept", [0, 10**9], ids=["bounded twice", "kept"])
 @pytest.mark.parametrize("most", [1, 600, 10**9])
-def test_parts_change_nothing(most):
+def test_parts_change_nothing(most, kept):
     network, _ = both("cnn_tiny")
     x, labels = data(network, size=4)
     box = Box.around(x, 0.05)
     relu_inputs = interval_bounds(network._chain, box, labels, None).relu_inputs
-    margins = crown_ibp_margins(network._chain, box, relu_inputs, labels, None, most)
+    margins = crown_ibp_margins(network._chain, box, relu_inputs, labels, None, most, kept)
     gradients = torch.autograd.grad(margins.sum(), network._chain[0].affine.weight, retain_graph=True)[0]
     whole = crown_ibp_margins(network._chain, box, relu_inputs, labels, None)
     torch.testing.assert_close(margins, whole, rtol=1e-6, atol=1e-6)
     expected = torch.autograd.grad(whole.sum(), network._chain[0].affine.weight)[0]
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("hidden", [8, None], ids=["linear after flatten", "margins after flatten"])
+def test_coefficients_lie_in_memory_as_the_lines_do(hidden, monkeypatch):
+    """Products of two orders would take tens of times as long."""
+    layers = [nn.Flatten(), nn.Linear(96, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)] if hidden else [
+        nn.Flatten(), nn.Linear(96, CLASSES)
+    ]  # fmt: skip
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), *layers)
+    network, orders = BoundedNetwork(model, (2, 8, 8), CLASSES).eval(), []
+    through = crown_ibp._ThroughReLU.apply
+
+    def recorded(coefficients, *lines):
+        orders.append((coefficients[:, 0].stride()[1:], lines[0].stride()[1:]))
+        return through(coefficients, *lines)
+
+    monkeypatch.setattr(crown_ibp._ThroughReLU, "apply", recorded)
+    network.bounds(Box.around(torch.rand(3, 2, 8, 8), 0.1), torch.tensor([0, 1, 3]), "crown_ibp")
+    assert len(orders) == (3 if hidden else 2)
+    assert all(own == of_lines for own, of_lines in orders)
 
 
 def test_padding_in_words_goes_to_auto_lirpa():

@@ -12,6 +12,7 @@ from expressive_losses.bounds.kernels import (
     abs_sum,
     batch_norm,
     conv2d_of_few_channels,
+    conv_transpose2d_of_few_channels,
     flatten,
     interval_relu,
 )
@@ -87,6 +88,18 @@ def test_convolution_of_few_channels(options):
     x = leaf(4, 2, 9, 8)
     ours = conv2d_of_few_channels(x, layer.weight, layer.bias, layer)
     assert_equal_with_gradients((ours,), (layer(x),), (x,))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 1)}])
+def test_transposed_convolution_of_few_channels(options):
+    """The linear map whose product with any image is the convolution's: torch's own gradient, and its gradients."""
+    torch.manual_seed(4)
+    layer, x, weight = nn.Conv2d(2, 5, 3, **options).double(), leaf(4, 2, 9, 8), leaf(5, 2, 3, 3)
+    y = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+    to_y = leaf(*y.shape)
+    (theirs,) = torch.autograd.grad(y, x, to_y, create_graph=True)
+    ours = conv_transpose2d_of_few_channels(to_y, weight, x.shape[2:], layer)
+    assert_equal_with_gradients((ours,), (theirs,), (to_y, weight))
 
 
 def in_small_blocks(monkeypatch, size: int) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expressive_losses.bounds.kernels import abs_linear, conv2d_of_few_channels, flatten, has_few_channels
+from expressive_losses.bounds.products import linear
 from expressive_losses.bounds.statistics import BatchStatistics, train_norm
 
 #: The affine layers of a chain, and the BatchNorm over their outputs. Exact types: a subclass may compute anything.
@@ -41,7 +41,7 @@ class Affine(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Return the map of ``x``."""
         if isinstance(self.layer, nn.Linear):
-            return _scaled(F.linear(x, self.weight), self.scale, self.bias)
+            return _scaled(linear(x, self.weight), self.scale, self.bias)
         return self.layer._conv_forward(x, self.weight, self.bias)
 
     def of_radius(self, radius: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ class Stage:
         if isinstance(scale, Tensor):
             scale = scale.view(-1, *[1] * (weight.ndim - 1))
         elif scale == 1:
-            return Affine(self.affine, _laid_out(weight), bias)
-        return Affine(self.affine, _laid_out(weight * scale), bias)
+            return Affine(self.affine, laid_out(weight), bias)
+        return Affine(self.affine, laid_out(weight * scale), bias)
 
     def folded(self, statistics: BatchStatistics | None) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of the affine layer with its BatchNorm inside, with gradient."""
@@ -108,7 +108,7 @@ class Stage:
 
     def enter(self, x: Tensor) -> Tensor:
         """Return ``x`` as the affine layer takes it: flattened, or an image batch with its channels last."""
-        return flatten(x) if self.flatten else _laid_out(x)
+        return flatten(x) if self.flatten else laid_out(x)
 
 
 def chain_of(model: nn.Module, flat: bool = False) -> list[Stage] | None:
@@ -158,9 +158,9 @@ def train_logits(stages: list[Stage], x: Tensor) -> tuple[Tensor, BatchStatistic
         x = stage.enter(x)
         layer = stage.affine
         if isinstance(layer, nn.Linear):
-            x = F.linear(x, layer.weight, layer.bias)
+            x = linear(x, layer.weight, layer.bias)
         else:
-            x = layer._conv_forward(x, _laid_out(layer.weight), layer.bias)
+            x = layer._conv_forward(x, laid_out(layer.weight), layer.bias)
         if stage.norm is not None:
             name, norm = stage.norm
             x, statistics[name] = train_norm(norm, x)
@@ -197,7 +197,7 @@ def _detached(affine: Affine) -> Affine:
     return Affine(affine.layer, *(x.detach() if isinstance(x, Tensor) else x for x in affine[1:]))
 
 
-def _laid_out(x: Tensor) -> Tensor:
+def laid_out(x: Tensor) -> Tensor:
     """Return an image batch, or the weights of a 2d convolution, with channels last: convolutions are faster then."""
     return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
 

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from expressive_losses.bounds.chain import Stage
+from expressive_losses.bounds.chain import Stage, laid_out
 from expressive_losses.bounds.kernels import conv_transpose2d_of_few_channels, has_few_channels
+from expressive_losses.bounds.products import linear
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Box, other_classes
 
-#: Coefficients of one layer at once, in numbers; above, the margins are bounded in parts. On a CPU 16 MiB of float32: more
-#: would not fit into its caches, and be slower. Elsewhere 1 GiB.
+#: Coefficients of one layer at once, in numbers; above, the margins are bounded in parts. On a CPU 16 MiB of float32:
+#: more would not fit into its caches, and be slower. Elsewhere 1 GiB.
 MOST_COEFFICIENTS = {"cpu": 2**22}
 MOST_ELSEWHERE = 2**28
 #: What parts may keep for the backward pass, in numbers: 256 MiB of float32. Above, it bounds every part once more.
@@ -130,8 +131,10 @@ class _Layer:
 
     def shaped(self, coefficients: Tensor) -> Tensor:
         """Return coefficients of this layer's output, flat (N, n) in memory order or not flat, as (N, *output)."""
-        if coefficients.ndim > 2 or not isinstance(self.affine, nn.Conv2d):
+        if not isinstance(self.affine, nn.Conv2d):
             return coefficients.reshape(-1, *self.output)
+        if coefficients.ndim > 2:
+            return laid_out(coefficients)
         channels, height, width = self.output
         return coefficients.unflatten(1, (height, width, channels)).movedim(3, 1)
 
@@ -141,7 +144,7 @@ class _Layer:
         if isinstance(layer, nn.Linear):
             if self.bias is not None:  # images may stay images: the layer then acts on their rows
                 constant = (coefficients @ self.bias).reshape(len(coefficients), -1).sum(1)
-            return coefficients @ self.weight, constant
+            return linear(coefficients, self.weight.t()), constant
         if self.bias is not None:
             constant = coefficients.flatten(2).sum(2) @ self.bias
         transposed = _TRANSPOSED[type(layer)]

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from expressive_losses import distributed
+from expressive_losses.bounds.products import product
 from expressive_losses.types import Box
 
 #: Up to so many input channels, a CPU takes the input's gradient of a convolution faster by matrix products.
@@ -262,7 +263,7 @@ class _AbsLinear(Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return torch.cat([x @ rows.abs().t() for rows in in_blocks(weight)], 1)
+        return torch.cat([product(x, rows.abs().t()) for rows in in_blocks(weight)], 1)
 
     @staticmethod
     @once_differentiable
@@ -274,9 +275,9 @@ class _AbsLinear(Function):
         columns = to_y.split([len(rows) for rows in blocks], 1)
         for number, (rows, mine) in enumerate(zip(blocks, columns, strict=True)):
             if to_x is not None:
-                to_x.addmm_(mine, rows.abs())
+                to_x += product(mine, rows.abs())
             if to_weight is not None:
-                torch.mm(mine.t(), x, out=in_blocks(to_weight)[number]).mul_(rows.sgn())
+                torch.mul(product(mine.t(), x), rows.sgn(), out=in_blocks(to_weight)[number])
         return to_x, to_weight
 
 

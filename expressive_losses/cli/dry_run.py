@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, mm_flop
 
 from expressive_losses import experiment
+from expressive_losses.bounds.products import ONEDNN_LINEAR
 from expressive_losses.capture import STEPS_BEFORE
 from expressive_losses.config import Config
 from expressive_losses.run import RunDirectory
@@ -30,8 +31,9 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
+        if func._overloadpacket is ONEDNN_LINEAR:
+            self.total += mm_flop(args[0], args[1].t(), out_val=result)
+        elif (count := flop_registry.get(func._overloadpacket)) is not None:
             self.total += count(*args, **(kwargs or {}), out_val=result)
         return result
 
