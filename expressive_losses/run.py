@@ -28,8 +28,8 @@ from expressive_losses.environment import environment
 from expressive_losses.errors import UserError
 from expressive_losses.locking import FolderLock
 
-#: Name of the trained network in a run directory.
-TRAINED_MODEL = "model.pt"
+#: Names of the resolved config and of the trained network in a run directory.
+CONFIG, TRAINED_MODEL = "config.yaml", "model.pt"
 
 
 class RunDirectory:
@@ -72,7 +72,7 @@ class RunDirectory:
     def start(self, config: Config, device: torch.device) -> None:
         """Write what was asked and on what it runs."""
         self.keep_metrics(0)  # of a run that died before its first checkpoint
-        write_text(self.path / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
+        write_text(self.path / CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False))
         write_json(self.path / "environment.json", environment(device))
 
     def save(self, payload: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from expressive_losses import checkpoint, experiment
 from expressive_losses.bounds import BoundedNetwork, record_statistics, refresh_population_statistics
+from expressive_losses.cli import train_main
 from expressive_losses.config import load, parse_assignment
 from expressive_losses.data.batches import Batches
 from expressive_losses.errors import UserError
@@ -113,6 +114,17 @@ def test_killed_process_resumes_bit_identical(tmp_path, delay):
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run(command(tmp_path / "part", "--resume"), check=True, env=environment)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+
+
+def test_the_folder_alone_is_enough_to_resume(tmp_path, train_and_stop, capsys):
+    """It goes on with what the run was started with, and not with other options."""
+    train(tmp_path / "whole", "method=mtl_ibp", "training.seed=3")
+    train_and_stop(config("method=mtl_ibp", "training.seed=3"), tmp_path / "part", 7)
+    line = ["--out", str(tmp_path / "part"), "--resume", "--quiet", "--device", "cpu"]
+    assert train_main([*line, "--seed", "4"]) == 2
+    assert "another config" in capsys.readouterr().err
+    assert train_main(line) == 0
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "part"))
 
 

@@ -80,7 +80,7 @@ def train_parser() -> argparse.ArgumentParser:
         "--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data"
     )
     place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
-    place.add_argument("--resume", action="store_true", help="continue the run in --out; exact")
+    place.add_argument("--resume", action="store_true", help="continue the run in --out, exactly; --out is enough")
     place.add_argument(
         "--deterministic",
         action="store_true",

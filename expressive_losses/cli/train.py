@@ -14,6 +14,7 @@ from expressive_losses.cli.arguments import train_parser
 from expressive_losses.cli.common import choose_device, deterministic
 from expressive_losses.cli.dry_run import dry_run
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
+from expressive_losses.run import CONFIG
 
 #: The recipes of a source checkout; an installed package has none.
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,7 +26,7 @@ def train(arguments: Sequence[str]) -> None:
     if options.list:
         print(listing())
         return
-    config = configs.load(options.config, overrides(options))
+    config = config_of(options)
     device = choose_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -37,6 +38,15 @@ def train(arguments: Sequence[str]) -> None:
         summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if summary and not options.quiet:
         print(train_summary(summary))
+
+
+def config_of(options: argparse.Namespace) -> configs.Config:
+    """Return the config that the options ask for; of a run that is resumed without any, its own."""
+    given = overrides(options)
+    kept = options.out / CONFIG if options.resume and options.out else None
+    if kept and kept.is_file() and not (options.config or given):
+        return configs.load(kept)
+    return configs.load(options.config, given)
 
 
 def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:
