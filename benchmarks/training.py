@@ -33,6 +33,7 @@ from measuring import circumstances, in_a_process, peak_mib, resident_mib
 from expressive_losses import config as configs
 from expressive_losses import experiment, step
 from expressive_losses.allocator import keep_freed_memory
+from expressive_losses.bounds.products import product
 from expressive_losses.cli.dry_run import _FlopCounter
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
@@ -222,7 +223,7 @@ def matrix_rate(device: str, size: int = 1024) -> float:
     a, best = torch.randn(size, size, device=device), float("inf")
     for _ in range(20):
         began = clock(a.device)
-        a @ a
+        product(a, a)
         wait(a.device)
         best = min(best, clock(a.device) - began)
     return 2 * size**3 / best
