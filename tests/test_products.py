@@ -48,6 +48,28 @@ def test_product_of_matrices_that_lie_turned_in_memory(turned, calls):
     assert len(calls) == 1
 
 
+def test_product_of_stacks(calls):
+    """One product each."""
+    with torch.no_grad():
+        a, b = matrices((3, 64, 512), (3, 512, 128))
+        assert torch.equal(products.product(a, b), a @ b)
+        assert torch.equal(products.product(a, b.mT.contiguous().mT), a @ b)
+    assert len(calls) == 6
+
+
+def test_parts_of_matrices_are_copied_first(monkeypatch):
+    """oneDNN would go through them a number at a time."""
+    given = []
+    asked = products.ONEDNN_LINEAR
+    monkeypatch.setattr(products, "ONEDNN_LINEAR", lambda *arguments: given.extend(arguments[:2]) or asked(*arguments))
+    with torch.no_grad():
+        a, b = matrices((64, 600), (600, 200))
+        a, b = a[:, :512], b[:512, :128]
+        assert torch.equal(products.product(a, b), a @ b)
+    assert all(matrix.is_contiguous() or matrix.t().is_contiguous() for matrix in given)
+    assert len(given) == 2
+
+
 def test_only_the_gradients_that_are_asked_for(calls):
     """Attacks hold the weights constant: one product forward, one back."""
     x, weight = matrices((64, 512), (128, 512))

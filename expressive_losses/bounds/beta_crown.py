@@ -14,6 +14,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from expressive_losses.bounds.products import product
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -60,6 +62,11 @@ class Neurons:
     def unstable(self) -> Tensor:
         """Where z may have both signs, (I, U) bool."""
         return (self.lower < 0) & (self.upper > 0)
+
+    @cached_property
+    def links(self) -> list[Tensor]:
+        """L of each block on the neurons before it, (I, end - begin, begin): parts of ``earlier``, without gaps."""
+        return [self.earlier[:, begin:end, :begin].contiguous() for begin, end in self.spans()]
 
     @cached_property
     def rounding(self) -> Tensor:
@@ -200,16 +207,17 @@ def lower_bound(
     pull = sign * dual.beta
     a = forms.neurons.clone()
     through = torch.empty_like(a)
-    for begin, end in reversed(neurons.spans()):
+    for (begin, end), link in zip(reversed(neurons.spans()), reversed(neurons.links), strict=True):
         part = a[..., begin:end]
         chosen = torch.where(part >= 0, slope[..., begin:end], relaxation.up[..., begin:end])
-        through[..., begin:end] = part * chosen - pull[..., begin:end]
+        mine = part * chosen - pull[..., begin:end]
+        through[..., begin:end] = mine
         if begin:
-            a[..., :begin] += through[..., begin:end] @ neurons.earlier[:, begin:end, :begin]
+            a[..., :begin] += product(mine, link)
     negative = a < 0
     constant = forms.constant + (a.clamp_max(0) * relaxation.shift).sum(2)
     constant = constant + (through @ neurons.bias.unsqueeze(2)).squeeze(2)
-    g = forms.inputs + through @ neurons.inputs
+    g = forms.inputs + product(through, neurons.inputs)
     point = -g.sign()
     chosen = torch.where(negative, relaxation.up, slope)
     z = _forward(neurons, point, chosen, torch.where(negative, relaxation.shift, 0.0))
@@ -220,11 +228,11 @@ def lower_bound(
 
 def _forward(neurons: Neurons, u: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
     """Return z where every y = slope z + shift; u (I, N, D), the others (I, N, U)."""
-    z = torch.baddbmm(neurons.bias.unsqueeze(1), u, neurons.inputs.transpose(1, 2))
+    z = product(u, neurons.inputs.transpose(1, 2)) + neurons.bias.unsqueeze(1)
     y = torch.empty_like(z)
-    for begin, end in neurons.spans():
+    for (begin, end), link in zip(neurons.spans(), neurons.links, strict=True):
         if begin:
-            z[..., begin:end] += y[..., :begin] @ neurons.earlier[:, begin:end, :begin].transpose(1, 2)
+            z[..., begin:end] += product(y[..., :begin], link.transpose(1, 2))
         y[..., begin:end] = z[..., begin:end] * slope[..., begin:end] + shift[..., begin:end]
     return z
 

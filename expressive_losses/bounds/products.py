@@ -24,8 +24,10 @@ _FEW = 2**20
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b`` of two matrices, (n, k) and (k, m). Not differentiable where oneDNN does it."""
-    return _onednn(a, b.t()) if _worth_it(a, b.t()) else a @ b
+    """Return ``a @ b`` of two matrices, (n, k) and (k, m), or of two stacks of as many. Not differentiable."""
+    if a.ndim == 3 and _worth_it(a[0], b[0].t()):
+        return torch.stack([product(one, other) for one, other in zip(a, b, strict=True)])
+    return _onednn(a, b.mT) if _worth_it(a, b.mT) else a @ b
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,7 +39,7 @@ def _worth_it(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN can do x (n, k) by weight (m, k), and may be faster."""
     return (
         _AVAILABLE
-        and x.ndim == 2
+        and x.ndim == weight.ndim == 2
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * len(weight) >= _FEW
@@ -45,7 +47,12 @@ def _worth_it(x: Tensor, weight: Tensor) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return ONEDNN_LINEAR(x, weight, bias, "none", [], "")
+    return ONEDNN_LINEAR(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """Return the matrix without gaps in memory: of a part of a larger one oneDNN would take each number by itself."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 class _Linear(Function):
