@@ -54,7 +54,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [_cell(found.get(eps), published(name, eps)) for eps in RADII]
         trained = "0.2" if row["eps"] == "0.1" else row["eps"]
         natural = f"{100 - row['natural']:.2f}"
-        start = [name, trained, str(row["epochs"]), *beginning(row), natural]
+        half = ", kappa 1 to 0.5" if row["method"].get("kappa_end") == 0.5 else ""
+        start = [name + half, trained, str(row["epochs"]), *beginning(row), natural]
         lines.append("| " + " | ".join([*start, *cells, f"{row['training_seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
