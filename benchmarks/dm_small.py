@@ -37,6 +37,12 @@ def published(method: str, eps: str) -> float | None:
     return min(100 - paper["verified"] for paper in tested)
 
 
+def variant(method: dict[str, Any]) -> str:
+    """Return what a method has in place of what most lines have, in the papers' words."""
+    variants = {("kappa_end", 0.5): ", kappa 1 to 0.5", ("fosc_max", 0.0): ", c_max 0"}
+    return "".join(words for (key, value), words in variants.items() if method.get(key) == value)
+
+
 def beginning(row: dict[str, Any]) -> tuple[str, str]:
     """Return the learning rate, and how the network began: by Shi et al. with their regulariser, or as torch does."""
     config = load(ROOT / re.search(r"--config (\S+)", row["command"])[1])
@@ -54,8 +60,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [_cell(found.get(eps), published(name, eps)) for eps in RADII]
         trained = "0.2" if row["eps"] == "0.1" else row["eps"]
         natural = f"{100 - row['natural']:.2f}"
-        half = ", kappa 1 to 0.5" if row["method"].get("kappa_end") == 0.5 else ""
-        start = [name + half, trained, str(row["epochs"]), *beginning(row), natural]
+        start = [name + variant(row["method"]), trained, str(row["epochs"]), *beginning(row), natural]
         lines.append("| " + " | ".join([*start, *cells, f"{row['training_seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
