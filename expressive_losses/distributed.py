@@ -71,6 +71,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
     try:
         yield
+        dist.barrier()  # a process that leaves while another still works may abort, and torchrun then stops the other
     finally:
         dist.destroy_process_group()
 

@@ -170,3 +170,18 @@ def test_a_branch_on_values_is_refused():
     network = BoundedNetwork(Branches(), (1, 4, 4), CLASSES).eval()
     with pytest.raises(UnsupportedNetwork, match="branches on a tensor's values"):
         network.margins(Box.around(torch.rand(1, 1, 4, 4), 0.1), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("stride, chain", [((1, 3), False), ((3, 1), True), ((2, 2), True)])
+def test_one_channel_with_a_larger_stride_across_is_no_chain(stride, chain):
+    """torch 2.13 convolves such images wrongly with channels last where the output is one pixel wide (AVX-512)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, (3, 7), stride), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.rand(4, 1, 28, 7)
+    model(x)
+    network = BoundedNetwork(model, (1, 28, 7), 2).eval()
+    assert (network._chain is not None) == chain
+    with network.frozen() as logits:
+        torch.testing.assert_close(logits(x), network(x))
+    found = network.bounds(Box.around(x, 0.0), network(x).argmax(1), "ibp").margins
+    torch.testing.assert_close(found, margins_of(network(x), network(x).argmax(1)), rtol=1e-4, atol=1e-5)

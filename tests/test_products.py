@@ -57,6 +57,18 @@ def test_product_of_stacks(calls):
     assert len(calls) == 6
 
 
+def test_what_is_left_to_torch(calls, monkeypatch):
+    """Nothing to multiply, single rows, and everything once oneDNN is switched off."""
+    with torch.no_grad():
+        a, b = matrices((1, 2048), (2048, 1024))
+        assert torch.equal(products.product(a, b), a @ b)
+        assert products.product(torch.zeros(0, 3, 4), torch.zeros(0, 4, 2)).shape == (0, 3, 2)
+        a, b = matrices((64, 512), (512, 128))
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert torch.equal(products.product(a, b), a @ b)
+    assert not calls
+
+
 def test_parts_of_matrices_are_copied_first(monkeypatch):
     """oneDNN would go through them a number at a time."""
     given = []

@@ -128,6 +128,15 @@ def test_the_folder_alone_is_enough_to_resume(tmp_path, train_and_stop, capsys):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "part"))
 
 
+def test_a_folder_without_a_run_is_nothing_to_resume(tmp_path, capsys):
+    """A typo in --out must not train the default network there; with a config a run may start."""
+    line = ["--out", str(tmp_path / "typo"), "--resume", "--quiet", "--device", "cpu"]
+    assert train_main(line) == 2
+    assert "no run to resume here" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
+    assert train_main([*line, "--epochs", "1", "--set", "model.width=4", "--set", "training.batch_size=512"]) == 0
+
+
 def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     train(tmp_path)
     before = weights(tmp_path)

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from expressive_losses.bounds.products import product
+from expressive_losses.bounds.products import product, usable
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ class Neurons:
 
     @cached_property
     def links(self) -> list[Tensor]:
-        """L of each block on the neurons before it, (I, end - begin, begin): parts of ``earlier``, without gaps."""
-        return [self.earlier[:, begin:end, :begin].contiguous() for begin, end in self.spans()]
+        """L of each block on the neurons before it, (I, end - begin, begin): parts of ``earlier``.
+
+        Without gaps where :func:`product` would else make a copy each time.
+        """
+        parts = [self.earlier[:, begin:end, :begin] for begin, end in self.spans()]
+        return [part.contiguous() for part in parts] if usable(self.earlier) else parts
 
     @cached_property
     def rounding(self) -> Tensor:

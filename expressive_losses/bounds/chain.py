@@ -130,7 +130,7 @@ def chain_of(model: nn.Module, flat: bool = False) -> list[Stage] | None:
         return None
     for name, layer in layers.items():
         last = stages[-1] if stages else None
-        if type(layer) in _NORMS and getattr(layer, "padding_mode", "zeros") == "zeros":
+        if type(layer) in _NORMS and getattr(layer, "padding_mode", "zeros") == "zeros" and not _misread(layer):
             stages.append(Stage(layer, flatten))
             flatten = False
         elif type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
@@ -200,6 +200,15 @@ def _detached(affine: Affine) -> Affine:
 def laid_out(x: Tensor) -> Tensor:
     """Return an image batch, or the weights of a 2d convolution, with channels last: convolutions are faster then."""
     return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _misread(layer: nn.Module) -> bool:
+    """Return whether torch may convolve wrongly with channels last: one channel, a larger stride across than down.
+
+    NOTE: where the output is one pixel wide, oneDNN then reads memory that nobody wrote (torch 2.13, AVX-512, float32).
+    Such networks go through auto_LiRPA, which leaves channels first.
+    """
+    return type(layer) is nn.Conv2d and layer.in_channels == 1 and layer.stride[1] > layer.stride[0]
 
 
 def _is_norm_of(stage: Stage | None, layer: nn.Module, flat: bool) -> bool:

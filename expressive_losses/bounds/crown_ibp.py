@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from expressive_losses.bounds.chain import Stage, laid_out
-from expressive_losses.bounds.kernels import conv_transpose2d_of_few_channels, has_few_channels
+from expressive_losses.bounds.kernels import conv_transpose2d_of_few_channels, has_few_columns
 from expressive_losses.bounds.products import linear
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Box, other_classes
@@ -148,7 +148,7 @@ class _Layer:
         if self.bias is not None:
             constant = coefficients.flatten(2).sum(2) @ self.bias
         transposed = _TRANSPOSED[type(layer)]
-        if has_few_channels(layer, coefficients):
+        if has_few_columns(layer, coefficients):
             return conv_transpose2d_of_few_channels(coefficients, self.weight, self.shape[1:], layer), constant
         rest = self._output_padding()
         geometry = (layer.stride, layer.padding, rest, layer.groups, layer.dilation)

@@ -2,6 +2,7 @@
 
 torch multiplies matrices with MKL, which leaves half of an AMD processor's AVX-512 unused, and convolves with oneDNN,
 which does not. On such a processor these products take half of the time by oneDNN; values differ by rounding only.
+Whose processor it is torch does not say: all with AVX-512 take it. With ``torch.backends.mkldnn`` off, torch does all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FEW = 2**20
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b`` of two matrices, (n, k) and (k, m), or of two stacks of as many. Not differentiable."""
-    if a.ndim == 3 and _worth_it(a[0], b[0].t()):
+    if a.ndim == 3 and len(a) and _worth_it(a[0], b[0].t()):
         return torch.stack([product(one, other) for one, other in zip(a, b, strict=True)])
     return _onednn(a, b.mT) if _worth_it(a, b.mT) else a @ b
 
@@ -35,13 +36,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(x, weight, bias) if _worth_it(x, weight) else F.linear(x, weight, bias)
 
 
+def usable(x: Tensor) -> bool:
+    """Return whether oneDNN could multiply such numbers here."""
+    return _AVAILABLE and x.dtype == torch.float32 and x.device.type == "cpu" and torch.backends.mkldnn.enabled
+
+
 def _worth_it(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN can do x (n, k) by weight (m, k), and may be faster."""
     return (
-        _AVAILABLE
+        usable(x)
         and x.ndim == weight.ndim == 2
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
+        and weight.dtype == x.dtype
+        and min(*x.shape, len(weight)) > 1  # of vectors MKL is faster
         and x.numel() * len(weight) >= _FEW
     )
 

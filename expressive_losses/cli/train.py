@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from expressive_losses.allocator import keep_freed_memory
 from expressive_losses.cli.arguments import train_parser
 from expressive_losses.cli.common import choose_device, deterministic
 from expressive_losses.cli.dry_run import dry_run
+from expressive_losses.errors import UserError
 from expressive_losses.registry import ATTACKS, DATASETS, EPS_SCHEDULES, LOSSES, LR_SCHEDULES, MODELS, OPTIMIZERS
 from expressive_losses.run import CONFIG
 
@@ -37,16 +39,21 @@ def train(arguments: Sequence[str]) -> None:
     with distributed.joined(device), deterministic(options.deterministic):
         summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if summary and not options.quiet:
-        print(train_summary(summary))
+        print(train_summary(summary, options.data_dir))
 
 
 def config_of(options: argparse.Namespace) -> configs.Config:
-    """Return the config that the options ask for; of a run that is resumed without any, its own."""
+    """Return the config that the options ask for; of a run that is resumed without any, its own.
+
+    Raises:
+        UserError: there is no such run, or as :func:`expressive_losses.config.load`.
+    """
     given = overrides(options)
-    kept = options.out / CONFIG if options.resume and options.out else None
-    if kept and kept.is_file() and not (options.config or given):
-        return configs.load(kept)
-    return configs.load(options.config, given)
+    if not (options.resume and options.out) or options.config or given:
+        return configs.load(options.config, given)
+    if not (options.out / CONFIG).is_file():
+        raise UserError(f"{options.out}: no run to resume here; to start one, say what to train, e.g. --method")
+    return configs.load(options.out / CONFIG)
 
 
 def overrides(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -102,8 +109,10 @@ def _recipe(config: configs.Config) -> str:
     return f"{text}; published: {figures}" if figures else text
 
 
-def train_summary(summary: dict[str, Any]) -> str:
-    """Return the closing lines of a training run."""
+def train_summary(summary: dict[str, Any], data_dir: Path | None = None) -> str:
+    """Return the closing lines of a training run, with the command that verifies it."""
+    place = [] if data_dir is None else ["--data-dir", str(data_dir)]
+    verify = shlex.join(["python", "verify.py", "--model", str(summary["checkpoint"]), "--bound", "cascade", *place])
     return "\n".join(
         [
             "",
@@ -114,6 +123,6 @@ def train_summary(summary: dict[str, Any]) -> str:
             f"  verified by IBP       {summary['ibp']:6.2f} %   (lower bound; tighter bounds below)",
             "",
             "prove more with",
-            f"  python verify.py --model {summary['checkpoint']} --bound cascade",
+            f"  {verify}",
         ]
     )
