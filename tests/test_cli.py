@@ -13,6 +13,7 @@ import torch
 
 from expressive_losses import checkpoint
 from expressive_losses.cli import train_main, verify_main
+from expressive_losses.cli.train import train_summary
 from expressive_losses.trainer import Interrupted
 
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
@@ -155,6 +156,7 @@ def test_arguments_are_understood_before_torch_is_imported():
     program = """
 import sys
 from expressive_losses.cli import train_main, verify_main
+from expressive_losses.cli.train import train_summary
 assert train_main(["--nope"]) == verify_main(["--first", "0"]) == 2
 assert "torch" not in sys.modules
 """
@@ -326,3 +328,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() in (0, 141)
+
+
+def test_the_command_printed_after_training_can_be_pasted(tmp_path):
+    """A path with a space is quoted, the folder of the data is named."""
+    figures = dict.fromkeys(("natural", "adversarial", "ibp", "training_seconds"), 1.0)
+    names = {"method": {"name": "ibp"}, "data": "mnist", "eps": "0.1", "images": 10, "split": "test"}
+    printed = train_summary({**figures, **names, "checkpoint": tmp_path / "a b" / "model.pt"}, Path("my data"))
+    words = shlex.split(printed.splitlines()[-1])
+    assert words[:4] == ["python", "verify.py", "--model", str(tmp_path / "a b" / "model.pt")]
+    assert words[-2:] == ["--data-dir", "my data"]
