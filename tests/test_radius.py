@@ -127,6 +127,7 @@ def test_a_row_whose_radius_is_no_number_is_refused(tmp_path, key):
 def test_no_time_no_rows(tmp_path):
     summary = run(mlp(), tmp_path, budget=0.0)
     assert summary["not_reached"] == 20 and summary["accuracy"][0]["count"] == 0
+    assert "20 images not reached in time" in radius_table(summary)
 
 
 def test_needs_a_bound(tmp_path):

@@ -31,6 +31,8 @@ from expressive_losses.verify.shard import asked_indices
 from expressive_losses.verify.summary import wilson, write_summary
 
 SUMMARY_NAME = "radius.json"
+#: Images at once where a complete verifier takes part: it may take minutes for one, and rows are written part by part.
+_WITH_COMPLETE = 4
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,10 @@ def certified_radii(
     made_with = software_and_device(settings.device)
     with RadiusLedger(Path(out), head, settings.resume, made_with) as ledger, computing_in(evaluated.mean.dtype):
         done = ledger.rows
-        parts = chunks(indices, cascade.chunk_size(evaluated.mean.device), done)
+        together = cascade.chunk_size(evaluated.mean.device)
+        if any(stage.kind == "complete" for stage in stages):
+            together = min(together, _WITH_COMPLETE)
+        parts = chunks(indices, together, done)
         hidden = None if settings.progress else True  # None: where nobody looks, too
         with tqdm(total=len(indices), initial=len(done), unit="image", disable=hidden) as bar:
             for problem in problems(evaluated, images, labels, 0.0, parts, settings.seed, deadline):
@@ -179,6 +184,11 @@ def radius_table(summary: Mapping[str, Any]) -> str:
         interval = f"[{at['low']:.2f}, {at['high']:.2f}]"
         lines.append(f"{at['eps']:>8.4g} {at['percent']:>12.2f}   {interval:<16} {at['count']} of {summary['images']}")
     lines.append(f"mean radius {summary['mean_radius']:.4g}, median {summary['median_radius']:.4g}")
+    if missing := summary["not_reached"]:
+        lines.append(
+            f"\n{missing} images not reached in time count as not certified, and are in neither mean nor median;"
+        )
+        lines.append("--resume goes on.")
     lines += [f"\n{stage} was skipped: {reason}" for stage, reason in summary["skipped"].items()]
     return "\n".join(lines)
 
