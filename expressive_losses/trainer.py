@@ -179,7 +179,7 @@ class Trainer:
         if changed:
             raise UserError(
                 f"{self.run.path}: the run was started with another config ({', '.join(changed)} differ); "
-                "resume with the same one, or choose another --out"
+                "resume with the same one (--out and --resume alone take it), or choose another --out"
             )
         checkpoint.load_weights(self.network.model, payload["weights"], str(self.run.checkpoint))
         try:

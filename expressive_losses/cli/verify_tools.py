@@ -39,8 +39,8 @@ def check_tool(arguments: Sequence[str]) -> None:
         if not radii or (folder / LEDGER).exists():
             print(f"{folder}: {check(folder, *question, **how)}")
             ledgers.append(folder)
-    if len(ledgers) > 1:
-        print(f"{disjoint(ledgers)} pairs of ledgers do not contradict one another")
+    if len(ledgers) > 1 and (pairs := disjoint(ledgers)):
+        print(f"{pairs} pairs of ledgers do not contradict one another")
 
 
 def merge_tool(arguments: Sequence[str]) -> None:
