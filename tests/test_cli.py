@@ -156,7 +156,6 @@ def test_arguments_are_understood_before_torch_is_imported():
     program = """
 import sys
 from expressive_losses.cli import train_main, verify_main
-from expressive_losses.cli.train import train_summary
 assert train_main(["--nope"]) == verify_main(["--first", "0"]) == 2
 assert "torch" not in sys.modules
 """
