@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from expressive_losses import checkpoint, distributed
-from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork
+from expressive_losses.bounds import TRAINING_METHODS, BoundedNetwork, refuse_disagreement
 from expressive_losses.bounds.statistics import batch_norms, own_forwards
 from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
@@ -153,11 +153,12 @@ def seed_everything(seed: int) -> None:
 
 @torch.no_grad()
 def _check_bounds(config: Config, network: BoundedNetwork, images: Batches) -> None:
-    """Bound two images by every method that training will use: a layer without bounds is found now."""
+    """Bound two images by every method that training will use: a layer without bounds is found now, or read wrongly."""
     x, labels = images.batch(torch.arange(min(2, len(images))), augment=False)
     methods = {"ibp", *(need for need in config.method.needs if need in TRAINING_METHODS)}
     with torch.random.fork_rng(devices=[]):
-        network.eval().bounds_of(Box.around(x, 0.0), labels, sorted(methods))
+        refuse_disagreement(network.eval())
+        network.bounds_of(Box.around(x, 0.0), labels, sorted(methods))
     network.train()
 
 

@@ -337,3 +337,42 @@ def test_the_command_printed_after_training_can_be_pasted(tmp_path):
     words = shlex.split(printed.splitlines()[-1])
     assert words[:4] == ["python", "verify.py", "--model", str(tmp_path / "a b" / "model.pt")]
     assert words[-2:] == ["--data-dir", "my data"]
+
+
+def test_the_command_printed_after_training_trusts_the_code_that_was_trained(tmp_path, monkeypatch, capsys):
+    """Run as printed, it verifies a network of the user's own."""
+    (tmp_path / "ours.py").write_text(
+        "from torch import nn\n"
+        "def small(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    quick = f"--epochs 2 --set training.batch_size=256 --device cpu --out {tmp_path / 'run'}"
+    assert train_main(shlex.split(f"--method ibp --model ours:small {quick}")) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[-2:] == ["--trust", "ours:small"]
+    assert verify_main([*words[2:], "--first", "10", "--quiet", "--device", "cpu"]) == 0
+
+
+def test_training_refuses_a_network_that_its_fast_path_reads_wrongly(tmp_path, monkeypatch, capsys):
+    """Before anything is written."""
+    from expressive_losses.bounds import network
+
+    wrong = network.frozen_logits
+    monkeypatch.setattr(network, "frozen_logits", lambda *given: lambda x: 1.1 * wrong(*given)(x))
+    line = fails(train_main, f"--method ibp {QUICK} --out {tmp_path / 'run'}", capsys)
+    assert "fast path" in line and "report it" in line
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_verifications_on_two_data_sets_have_two_folders(trained):
+    for more in ("", "--dataset digits"):
+        assert verify_main(shlex.split(f"--model {trained} --bound clean,ibp --first 5 --quiet {more}")) == 0
+    folders = {path.parent.name for path in trained.glob("verify-clean+ibp-*/ledger.jsonl")}
+    assert folders == {"verify-clean+ibp-eps0.1-test", "verify-clean+ibp-eps0.1-digits-test"}
+
+
+def test_a_report_of_radii_alone_says_what_is_missing(trained, capsys):
+    out = trained / "radii"
+    assert verify_main(shlex.split(f"--model {trained} --bound ibp --radius --first 3 --out {out} --quiet")) == 0
+    assert "holds certified radii only" in fails(verify_main, f"report {out}", capsys)

@@ -84,6 +84,24 @@ def test_two_processes_train_as_one(tmp_path):
         assert theirs["train"] == pytest.approx(ours["train"], rel=1e-3, abs=5e-3)
 
 
+def test_no_process_leaves_before_the_first_has_written(tmp_path):
+    """One that does may abort, and torchrun then stops the one that writes."""
+    script, written = tmp_path / "script.py", tmp_path / "written"
+    script.write_text(
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from expressive_losses.distributed import joined, rank\n"
+        "written = Path(sys.argv[1])\n"
+        "with joined(torch.device('cpu')):\n"
+        "    if rank() == 0:\n"
+        "        time.sleep(1)\n"
+        "        written.touch()\n"
+        "assert written.exists()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, str(script), str(written)], check=True, env=ENVIRONMENT, timeout=300)
+
+
 def test_two_processes_train_a_residual_network_as_one(tmp_path):
     """With statistics recomputed over the training images after the epoch and for the averaged weights."""
     settings = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from expressive_losses import config as configs
 from expressive_losses import distributed, experiment
 from expressive_losses.allocator import keep_freed_memory
+from expressive_losses.checkpoint import code_named_by
 from expressive_losses.cli.arguments import train_parser
 from expressive_losses.cli.common import choose_device, deterministic
 from expressive_losses.cli.dry_run import dry_run
@@ -39,7 +40,8 @@ def train(arguments: Sequence[str]) -> None:
     with distributed.joined(device), deterministic(options.deterministic):
         summary = experiment.train(config, out, device, options.data_dir, options.resume, options.quiet)
     if summary and not options.quiet:
-        print(train_summary(summary, options.data_dir))
+        trusted = code_named_by({"config": config.resolved()})
+        print(train_summary(summary, options.data_dir, trusted))
 
 
 def config_of(options: argparse.Namespace) -> configs.Config:
@@ -109,10 +111,17 @@ def _recipe(config: configs.Config) -> str:
     return f"{text}; published: {figures}" if figures else text
 
 
-def train_summary(summary: dict[str, Any], data_dir: Path | None = None) -> str:
-    """Return the closing lines of a training run, with the command that verifies it."""
-    place = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    verify = shlex.join(["python", "verify.py", "--model", str(summary["checkpoint"]), "--bound", "cascade", *place])
+def train_summary(summary: dict[str, Any], data_dir: Path | None = None, trusted: Iterable[str] = ()) -> str:
+    """Return the closing lines of a training run, with the command that verifies it.
+
+    Args:
+        summary: the final figures.
+        data_dir: as it was given.
+        trusted: import paths of the user's own code in the config, which the checkpoint will ask for.
+    """
+    command = ["python", "verify.py", "--model", str(summary["checkpoint"]), "--bound", "cascade"]
+    command += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    command += [word for path in trusted for word in ("--trust", path)]
     return "\n".join(
         [
             "",
@@ -123,6 +132,6 @@ def train_summary(summary: dict[str, Any], data_dir: Path | None = None) -> str:
             f"  verified by IBP       {summary['ibp']:6.2f} %   (lower bound; tighter bounds below)",
             "",
             "prove more with",
-            f"  {verify}",
+            f"  {shlex.join(command)}",
         ]
     )

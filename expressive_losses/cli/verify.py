@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def in_words(eps: Radius) -> str:
 
 
 def default_folder(model: Path, options: argparse.Namespace, eps: Radius) -> Path:
-    """Return <folder of the model>/verify-<bound>-eps<eps>-<split>, or radius-... ."""
+    """Return <folder of the model>/verify-<bound>-eps<eps>-<split>, or radius-...; a data set that was named, too."""
     kind = "radius" if options.radius else "verify"
-    return model.parent / f"{kind}-{options.bound.replace(',', '+')}-eps{eps.text.replace('/', '_')}-{options.split}"
+    data = [options.dataset] if options.dataset else []
+    name = "-".join([kind, options.bound.replace(",", "+"), f"eps{eps.text}", *data, options.split])
+    return model.parent / re.sub("[/:]", "_", name)

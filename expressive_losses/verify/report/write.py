@@ -50,6 +50,12 @@ def write_report(
         UserError: no ledger, or another network or other data than those of the ledger.
     """
     folder, out = Path(folder), Path(folder if out is None else out)
+    radii = read_radii(folder) if (folder / RadiusLedger.file_name).exists() else None
+    if radii is not None and not (folder / FILE_NAME).exists():
+        raise UserError(
+            f"{folder} holds certified radii only, whose curve is radius.png; for a report, verify one radius into it: "
+            f"verify.py --model ... --eps ... --out {folder}"
+        )
     head, rows = read_ledger(folder)
     if (network is None) != (images is None) or (images is None) != (labels is None):
         raise UserError("report: give network, images and labels, or none of them")
@@ -57,7 +63,6 @@ def write_report(
         images, labels = images[: head["first"]].cpu(), labels[: head["first"]].long().cpu()
         refuse_other_question(folder / FILE_NAME, head, network, images, labels)
         network = evaluation_copy(network, torch.device("cpu"), torch.float32)
-    radii = read_radii(folder) if (folder / RadiusLedger.file_name).exists() else None
     document = compose(folder, head, rows, radii, network, images, labels, sample)
     with writing(out):
         _write_pictures(document, out / PICTURES)

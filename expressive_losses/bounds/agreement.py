@@ -1,0 +1,35 @@
+"""Whether a network, evaluated again or by its fast path, is one and the same function."""
+
+from __future__ import annotations
+
+import torch
+
+from expressive_losses.bounds.network import BoundedNetwork
+from expressive_losses.errors import UserError
+
+
+@torch.no_grad()
+def refuse_disagreement(network: BoundedNetwork) -> None:
+    """Evaluate the network twice, and its fast path: what answers by chance or otherwise is not worth a bound.
+
+    Args:
+        network: in eval mode.
+
+    Raises:
+        UserError: two evaluations of the same two images differ, or the fast path computes something else.
+    """
+    x = torch.rand(2, *network.shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
+    first, second = network(x), network(x)
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(
+            "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "
+            "whose 'training' is not self.training?"
+        )
+    with network.frozen() as logits:
+        fast = logits(x)
+    scale = float(first.abs().nan_to_num(0.0).max())
+    if not torch.allclose(fast, first, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        raise UserError(
+            "the fast path for chains of layers does not compute what this network computes: it is neither trained "
+            "nor verified; this is an error of expressive_losses, please report it with the network's layers"
+        )
