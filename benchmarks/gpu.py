@@ -33,11 +33,11 @@ from expressive_losses.capture import STEPS_BEFORE
 from expressive_losses.cli.dry_run import _cost, _phases, _total
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.precision import training_precision
 from expressive_losses.run import RunDirectory
-from expressive_losses.trainer import Interrupted, Trainer
+from expressive_losses.trainer import Trainer
 
 #: capture, precision.
 MODES = (("never", "float32"), ("auto", "float32"), ("never", "tf32"), ("auto", "tf32"))

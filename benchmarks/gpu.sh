@@ -17,16 +17,17 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 2
 fi
 mkdir -p "$out"
+run=$(mktemp -d)/run
 failed=0
 part() { # seconds, file, command: run the command for so long at most
   echo "$2" >&2
   timeout "$1" "${@:3}" > "$out/$2" || { echo "$2: code $? (124: out of time); $(wc -l < "$out/$2") lines" >&2; failed=1; }
 }
 part 10 device.csv nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
-part 110 tests.txt "$python" -m pytest -q -m gpu tests/test_cuda.py
+part 110 tests.txt env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$python" -m pytest -q -m gpu tests/test_{cuda,data,determinism}.py
 part 190 goals.jsonl "$python" benchmarks/gpu.py goals --limit 160
-part 120 steps.jsonl "$python" benchmarks/gpu.py steps
-part 40 memory.jsonl "$python" benchmarks/training.py memory --device cuda --only cnn7
-part 30 train.txt "$python" train.py --device cuda --quiet --out "$out/run"
-part 40 verify.txt "$python" verify.py --model "$out/run" --device cuda --bound cascade --quiet --out "$out/run/verified"
+part 110 steps.jsonl "$python" benchmarks/gpu.py steps
+part 30 memory.jsonl "$python" benchmarks/training.py memory --device cuda --only cnn7
+part 40 train.txt "$python" train.py --device cuda --out "$run"
+part 50 verify.txt "$python" verify.py --model "$run" --device cuda --bound cascade --budget 25
 exit $failed

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -116,12 +117,24 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
         """Record it, which launches nothing, then launch it."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._side.device)
         try:
             graph.register_generator_state(self._generator)
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 terms = work()
         except (RuntimeError, AttributeError) as error:  # the latter: a torch that cannot register generators
-            raise CannotCapture(str(error).strip().partition("\n")[0]) from error
+            self._clean_up(current)
+            reason = error.__context__ or error  # torch's own last word is only that an earlier one failed
+            raise CannotCapture(str(reason).strip().partition("\n")[0]) from error
         graph.replay()
         return terms, graph.replay
+
+    def _clean_up(self, current: torch.cuda.Stream) -> None:
+        """Undo what torch leaves of a capture that failed: the side stream as current one, its memory as in use.
+
+        Otherwise no memory that is cached could be freed for the rest of the process.
+        """
+        torch.cuda.set_stream(current)
+        with suppress(RuntimeError, AttributeError):  # it was undone after all; or there is no such function any more
+            torch._C._cuda_endAllocateToPool(self._side.device.index, self._pool)
+            torch._C._cuda_releasePool(self._side.device.index, self._pool)

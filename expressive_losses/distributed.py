@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Interrupted, UserError
 
 
 class Part(NamedTuple):
@@ -65,15 +65,24 @@ def joined(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     # the first process alone evaluates while the others wait: NCCL's own limit of ten minutes would end a large run
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+    dist.init_process_group(backend, timeout=timedelta(hours=6), device_id=own)
     try:
         yield
-        dist.barrier()  # a process that leaves while another still works may abort, and torchrun then stops the other
-    finally:
-        dist.destroy_process_group()
+    except Interrupted:  # raised by all
+        _leave_together()
+        raise
+    _leave_together()
+
+
+def _leave_together() -> None:
+    """Leave when all are here: a process that goes while another still works may abort, and torchrun stops the other.
+
+    After an error of one process nobody waits: NCCL would, for good, and torchrun never see that the process failed.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def part_of(total: int) -> Part | None:
@@ -172,6 +181,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value)
     return bool(value > 0)
+
+
+def take_from_first(values: Iterable[Tensor]) -> None:
+    """Write the first process's values into those of all others. Every process has to."""
+    if processes() > 1:
+        for value in values:
+            message = value.contiguous()
+            dist.broadcast(message, 0)
+            value.copy_(message)
 
 
 def same_as_first(payload: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:

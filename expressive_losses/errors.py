@@ -1,4 +1,4 @@
-"""The exceptions that mean "the person at the keyboard can fix this", and one that a smaller batch may fix."""
+"""What ends a command in one line: mistakes of the user, a request to stop; and memory that a smaller batch saves."""
 
 
 class UserError(Exception):
@@ -12,10 +12,15 @@ class UnsupportedNetwork(UserError):
     """A method cannot handle this network at all; the message names the layer. Another method may."""
 
 
+class Interrupted(Exception):
+    """Training was asked to stop; its state is in the checkpoint. All processes that train together raise it."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error says that memory ran out, on an accelerator or on the CPU."""
     import torch  # here: complaints about arguments need no torch, and come at once
 
     text = str(error)
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or "out of memory" in text or "DefaultCPUAllocator" in text
+    words = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # the last: cuDNN's and cuBLAS's own
+    return isinstance(error, kinds) or any(word in text for word in words)

@@ -19,11 +19,12 @@ from expressive_losses.config import Config
 from expressive_losses.data.base import ImageData
 from expressive_losses.data.batches import Batches
 from expressive_losses.data.split import split_validation
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.plots import training_curves
+from expressive_losses.precision import exact_float32
 from expressive_losses.run import Onlooker, RunDirectory
-from expressive_losses.trainer import Interrupted, Trainer
+from expressive_losses.trainer import Trainer
 from expressive_losses.types import Box, Clock
 
 
@@ -152,6 +153,7 @@ def seed_everything(seed: int) -> None:
 
 
 @torch.no_grad()
+@exact_float32()
 def _check_bounds(config: Config, network: BoundedNetwork, images: Batches) -> None:
     """Bound two images by every method that training will use: a layer without bounds is found now, or read wrongly."""
     x, labels = images.batch(torch.arange(min(2, len(images))), augment=False)

@@ -21,7 +21,7 @@ from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
 from expressive_losses.config import Config, merge
 from expressive_losses.data.batches import Batches
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.initialize import shi_initialize
 from expressive_losses.precision import exact_float32
@@ -34,10 +34,6 @@ from expressive_losses.updates import Updates, mixed_seed
 
 #: Between two questions of several processes to each other whether one of them was told to stop.
 _STEPS_BETWEEN_QUESTIONS = 16
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; its state is in the checkpoint."""
 
 
 @dataclass
@@ -69,6 +65,7 @@ class Trainer:
         self.clock = Clock(self.steps_per_epoch, training.epochs)
         if training.initialize == "shi":
             shi_initialize(self.network, after_sums=self.network.weights_after_sums())
+        distributed.take_from_first(self.network.state_dict().values())  # GPUs of two kinds draw other numbers
         self.updates = Updates(self.config, self.network, self.train)
         self.average = WeightAverage(training.average, self.network)
         self.totals: dict[str, Tensor] = {}

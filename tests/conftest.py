@@ -14,7 +14,7 @@ from torch import nn
 
 from expressive_losses import experiment
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.trainer import Interrupted
+from expressive_losses.errors import Interrupted
 from expressive_losses.types import Box
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"

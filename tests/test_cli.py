@@ -14,7 +14,7 @@ import torch
 from expressive_losses import checkpoint
 from expressive_losses.cli import train_main, verify_main
 from expressive_losses.cli.train import train_summary
-from expressive_losses.trainer import Interrupted
+from expressive_losses.errors import Interrupted
 
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
 

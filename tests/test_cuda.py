@@ -13,6 +13,7 @@ from expressive_losses.data.batches import Batches
 from expressive_losses.precision import exact_float32, training_precision
 from expressive_losses.registry import LOSSES
 from expressive_losses.trainer import Trainer
+from expressive_losses.updates import Updates
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,6 +49,31 @@ def test_a_step_of_every_method_never_waits(tmp_path, method, capture):
             trainer._add(trainer.train_step(indices, radii))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_update_that_cannot_be_captured_leaves_the_gpu_as_it_was(tmp_path, monkeypatch):
+    """It runs one by one from then on, the reason is named, and another one can be captured."""
+    trainer = moved(trainer_of(tmp_path, "method=mtl_ibp", "training.batch_size=32"), tmp_path)
+    order, whole = trainer.train.epoch_order(0, 0), Updates._update
+
+    def waiting(*given):
+        terms = whole(*given)
+        float(terms["total"])
+        return terms
+
+    def steps():
+        for _ in range(STEPS_BEFORE + 2):
+            trainer.train_step(trainer.train.order_of_step(order, 1, 32), trainer.radii(trainer.step))
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="cannot be captured: .*capturing"):
+        patch.setattr(Updates, "_update", waiting)
+        steps()
+    assert trainer.updates.graphs is None
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()
+    trainer.updates = Updates(trainer.config, trainer.network, trainer.train)
+    steps()
+    assert trainer.updates.graphs is not None
 
 
 @pytest.mark.parametrize("method", ["mtl_ibp", "sabr", "ibp", "crown_ibp"])

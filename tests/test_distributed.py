@@ -84,6 +84,24 @@ def test_two_processes_train_as_one(tmp_path):
         assert theirs["train"] == pytest.approx(ours["train"], rel=1e-3, abs=5e-3)
 
 
+def test_processes_that_draw_other_weights_take_those_of_the_first(tmp_path, monkeypatch):
+    """As on GPUs of two kinds: here every process has another seed for its network."""
+    (tmp_path / "drawn.py").write_text(
+        "import os, torch\n"
+        "def small(shape, classes, **_):\n"
+        "    torch.manual_seed(int(os.environ.get('RANK', '0')))\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(),\n"
+        "                               torch.nn.Linear(16, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("model={name: 'drawn:small'}", "training.initialize=default")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    more = [f"--set={text}" for text in settings]
+    subprocess.run(command(2, tmp_path / "two", *more), check=True, env=environment, timeout=300)
+    train_alone(tmp_path / "one", *settings)
+    assert_close(tmp_path / "one", tmp_path / "two")
+
+
 def test_no_process_leaves_before_the_first_has_written(tmp_path):
     """One that does may abort, and torchrun then stops the one that writes."""
     script, written = tmp_path / "script.py", tmp_path / "written"

@@ -6,9 +6,11 @@ import torch
 
 from expressive_losses.bounds.network import BoundedNetwork
 from expressive_losses.errors import UserError
+from expressive_losses.precision import exact_float32
 
 
 @torch.no_grad()
+@exact_float32()  # TensorFloat-32 rounds folded weights otherwise than BatchNorm's own, by as much as is allowed here
 def refuse_disagreement(network: BoundedNetwork) -> None:
     """Evaluate the network twice, and its fast path: what answers by chance or otherwise is not worth a bound.
 

@@ -16,8 +16,10 @@ from expressive_losses.bounds.kernels import interval_relu
 from expressive_losses.bounds.statistics import BatchStatistics
 from expressive_losses.types import Bounds, Box, margins_of, other_classes
 
-#: Weight differences made at once, in numbers (4 MiB of float32); up to four times that are kept for the backward pass.
-_MOST_DIFFERENCES = 2**20
+#: Weight differences made at once, in numbers; up to four times that are kept for the backward pass. On a CPU 4 MiB of
+#: float32, elsewhere 256: there, many small pieces take longer than they save.
+_MOST_DIFFERENCES = {"cpu": 2**20}
+_MOST_ELSEWHERE = 2**26
 _RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 
 
@@ -65,7 +67,8 @@ def _margins(last: nn.Linear, center: Tensor, radius: Tensor, labels: Tensor) ->
     few samples at a time, and made again in the backward pass: the same values in a fraction of the memory.
     """
     others = other_classes(labels, last.out_features)
-    samples = max(1, _MOST_DIFFERENCES // (others.shape[1] * last.in_features))
+    most = _MOST_DIFFERENCES.get(labels.device.type, _MOST_ELSEWHERE)
+    samples = max(1, most // (others.shape[1] * last.in_features))
     if len(labels) <= 4 * samples:
         width = _spread(last.weight, radius, labels, others)
     else:

@@ -138,11 +138,10 @@ def _gradients_of_all_processes(to_y, to_mean, to_variance, x, weight, mean, var
 
     Autograd takes the nodes of one graph in the same order everywhere, branches too: all processes add up one layer.
     """
-    scale = torch.ones_like(mean) if weight is None else weight
-    to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-        to_y, x, scale, mean, variance, None, None, False, eps, [True, True, True]
+    scale, inverse = torch.ones_like(mean) if weight is None else weight, torch.rsqrt(variance + eps)
+    to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(  # CUDA insists on the saved statistics too
+        to_y, x, scale, mean, variance, mean, inverse, False, eps, [True, True, True]
     )
-    inverse = torch.rsqrt(variance + eps)
     through_mean, through_variance = -scale * inverse * to_bias, -0.5 * scale * inverse**2 * to_weight
     to_statistics = torch.stack([
         through_mean if to_mean is None else through_mean + to_mean,

@@ -12,8 +12,7 @@ from typing import NoReturn
 import torch
 
 from expressive_losses import distributed
-from expressive_losses.errors import UserError
-from expressive_losses.trainer import Interrupted
+from expressive_losses.errors import Interrupted, UserError
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str], go_on: str = "") -> int:
@@ -91,20 +90,24 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" prefers a GPU, under torchrun that of this process.
+    """Return the device called ``name``; "auto" prefers a GPU.
+
+    Under torchrun, a GPU without a number is this process's own. It is also made the current one: NCCL and CUDA graphs
+    put some of their memory there.
 
     Raises:
         UserError: for a device that is not here.
     """
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        own = distributed.local_rank()
-        return torch.device("cuda", torch.cuda.current_device() if own is None else own)
+    kind = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(kind)
+        if device.type == "cuda" and device.index is None:
+            own = distributed.local_rank()
+            device = torch.device("cuda", torch.cuda.current_device() if own is None else own)
         torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name or repr(name)}: not usable here ({reason}); try --device cpu") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device

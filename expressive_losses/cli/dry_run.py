@@ -91,16 +91,18 @@ def _cost(trainer: Trainer, step: int) -> Cost:
     indices = torch.arange(min(trainer.config.training.batch_size, len(trainer.train)), device=trainer.train.device)
     trainer.step, radii = step, trainer.radii(step)
     with trainer.updates.one_by_one():
-        trainer.train_step(indices, radii)  # what is done once (tracing) is no part of it, and cannot be counted
+        # what is done once (tracing) is no part of it, and cannot be counted
+        terms = trainer.train_step(indices, radii)
         with _FlopCounter() as counter:
             trainer.train_step(indices, radii)
     if trainer.updates.graphs is not None:
         for _ in range(STEPS_BEFORE + 1):  # until it has its graph
-            trainer.train_step(indices, radii)
+            terms = trainer.train_step(indices, radii)
+    float(terms["total"])  # waits for a GPU
     started = time.perf_counter()
     for _ in range(_TIMED_STEPS):
         terms = trainer.train_step(indices, radii)
-    float(terms["total"])  # waits for a GPU
+    float(terms["total"])
     return Cost(counter.total, (time.perf_counter() - started) / _TIMED_STEPS)
 
 

@@ -20,11 +20,10 @@ from typing import Literal
 import torch
 
 from expressive_losses.cli.common import choose_device
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.grid import Cell, described
 from expressive_losses.locking import FolderInUse
-from expressive_losses.trainer import Interrupted
 
 State = Literal["done", "there", "busy", "failed"]
 _WAIT = 2.0
