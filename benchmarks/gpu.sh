@@ -1,5 +1,5 @@
 #!/bin/bash
-# Everything that only a GPU can show, in one call of at most nine minutes: the tests, updates with and without CUDA graphs
+# Everything that only a GPU can show, in one call of about nine minutes at most: the tests, updates with and without CUDA graphs
 # for every method, the goals of docs/performance.md, memory, and a network trained and verified there. Rows go to a folder;
 # what fails or runs late leaves what it had, and the rest goes on.
 #

@@ -71,7 +71,10 @@ def train(
                 run.start(config, device)
             else:
                 trainer.load_state(payload)
-            trainer.fit()
+            try:
+                trainer.fit()
+            finally:
+                trainer.stop = stopped  # after_step holds the trainer, and with it a GPU's memory
         return _finish(config, trainer, split) if first else {}
     finally:
         run.close()

@@ -258,21 +258,27 @@ def test_help_lists_the_commands(capsys):
 
 
 def test_every_process_of_the_runner_has_a_gpu_of_its_own(monkeypatch):
-    """'auto' is the current device, which the runner has set; torchrun's variable goes before it."""
-    current = []
+    """'auto' and 'cuda' are the current device, which the runner has set; torchrun's variable goes before it.
+
+    What is chosen becomes the current one: NCCL and CUDA graphs ask for that.
+    """
+    current, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *sizes, device=None, **options: zeros(*sizes, **options))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(getattr(device, "index", device)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     found = []
     for slot in range(3):
         slots = queue.Queue()
         slots.put(slot)
         runner._start(slots, 3)
-        found.append(choose_device("auto"))
-    assert found == [torch.device("cuda", index) for index in (0, 1, 0)]
+        found += [choose_device("auto"), choose_device("cuda")]
+    assert found == [torch.device("cuda", index) for index in (0, 0, 1, 1, 0, 0)]
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_device("auto") == torch.device("cuda", 1)
+    for name in ("auto", "cuda"):
+        assert choose_device(name) == torch.device("cuda", 1) and current.pop() == 1
+    assert choose_device("cuda:0") == torch.device("cuda", 0) and current.pop() == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from expressive_losses import updates
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.evaluate import accuracies
 from expressive_losses.precision import exact_float32, training_precision
-from expressive_losses.verify.evaluation import computing_in
+from expressive_losses.verify.evaluation import computing_in, evaluation_copy
 
 
 def flags() -> tuple[bool, bool]:
@@ -36,6 +36,20 @@ def test_claims_are_in_full_float32_whatever_surrounds_them():
     for claims in (exact_float32(), computing_in(torch.float32)):
         with training_precision("tf32"), claims:
             assert flags() == (False, False)
+
+
+def test_the_fast_path_is_compared_in_full_float32(tmp_path, monkeypatch):
+    """TensorFloat-32 rounds folded weights otherwise than BatchNorm's own."""
+    seen, forward = [], BoundedNetwork.forward
+
+    def noted(network, x):
+        seen.append(flags())
+        return forward(network, x)
+
+    network = trainer_of(tmp_path).network
+    monkeypatch.setattr(BoundedNetwork, "forward", noted)
+    evaluation_copy(network, "cpu", torch.float32)
+    assert seen == [(False, False)] * 2
 
 
 def test_flags_are_put_back_after_an_error():
