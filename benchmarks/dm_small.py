@@ -39,7 +39,11 @@ def published(method: str, eps: str) -> float | None:
 
 def variant(method: dict[str, Any]) -> str:
     """Return what a method has in place of what most lines have, in the papers' words."""
-    variants = {("kappa_end", 0.5): ", kappa 1 to 0.5", ("fosc_max", 0.0): ", c_max 0"}
+    variants = {
+        ("kappa_end", 0.5): ", kappa 1 to 0.5",
+        ("fosc_max", 0.0): ", c_max 0",
+        ("beta1", 0.99): ", beta1 0.99",
+    }
     return "".join(words for (key, value), words in variants.items() if method.get(key) == value)
 
 
