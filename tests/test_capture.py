@@ -5,6 +5,8 @@ tests/test_cuda.py has the same with real ones.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from test_no_sync import trainer_of
 
 from expressive_losses import step as step_module
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.capture import STEPS_BEFORE, Graphs
+from expressive_losses.capture import STEPS_BEFORE, CannotCapture, CudaRecorder, Graphs
 from expressive_losses.config import TrainingConfig
 from expressive_losses.errors import UserError
 from expressive_losses.registry import ATTACKS, LOSSES, MODELS
@@ -175,3 +177,39 @@ def test_insisting_where_there_can_be_no_graph(tmp_path):
     with pytest.raises(UserError, match="the device is no CUDA GPU; set it to auto"):
         trainer_of(tmp_path, "training.capture=always")
     assert trainer_of(tmp_path, "training.capture=auto").updates.graphs is None
+
+
+class FailingGraph:
+    """torch's context for a capture: it makes its stream the current one, and its end fails where an operation has."""
+
+    def __init__(self, graph, pool, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        torch.cuda.set_stream(self.stream)
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            return
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_failed_capture_says_why_and_leaves_the_stream(monkeypatch):
+    """With stand-ins for torch's: what CUDA itself does then is in tests/test_cuda.py."""
+    at, ended = ["default"], []
+    fakes = {
+        "graph_pool_handle": lambda: (0, 1), "graph": FailingGraph, "set_stream": at.append, "CUDAGraph": mock.Mock,
+        "Stream": lambda device: SimpleNamespace(device=torch.device("cuda", 0)), "current_stream": lambda _: at[-1],
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: ended.append((name, *given)), raising=False)
+
+    def work():
+        raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+
+    with pytest.raises(CannotCapture, match="^operation not permitted when stream is capturing$"):
+        CudaRecorder(SimpleNamespace(device=torch.device("cuda", 0))).record(work)
+    assert at[-1] == "default" and len(at) == 3
+    assert ended == [("_cuda_endAllocateToPool", 0, (0, 1)), ("_cuda_releasePool", 0, (0, 1))]
