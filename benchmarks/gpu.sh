@@ -17,7 +17,9 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 2
 fi
 mkdir -p "$out"
-run=$(mktemp -d)/run
+scratch=$(mktemp -d) || exit
+trap 'rm -rf "$scratch"' EXIT
+run=$scratch/run
 failed=0
 part() { # seconds, file, command: run the command for so long at most
   echo "$2" >&2

@@ -124,7 +124,8 @@ class CudaRecorder:
                 terms = work()
         except (RuntimeError, AttributeError) as error:  # the latter: a torch that cannot register generators
             self._clean_up(current)
-            reason = error.__context__ or error  # torch's own last word is only that an earlier one failed
+            # torch's last word is then only that an earlier operation failed
+            reason = error.__context__ if error.__context__ and "previous error" in str(error) else error
             raise CannotCapture(str(reason).strip().partition("\n")[0]) from error
         graph.replay()
         return terms, graph.replay
@@ -135,6 +136,6 @@ class CudaRecorder:
         Otherwise no memory that is cached could be freed for the rest of the process.
         """
         torch.cuda.set_stream(current)
-        with suppress(RuntimeError, AttributeError):  # it was undone after all; or there is no such function any more
+        with suppress(RuntimeError, AttributeError):  # torch had not come as far; or has no such functions any more
             torch._C._cuda_endAllocateToPool(self._side.device.index, self._pool)
             torch._C._cuda_releasePool(self._side.device.index, self._pool)

@@ -61,7 +61,13 @@ def local_rank() -> int | None:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started (NCCL between GPUs, else gloo); alone, do nothing."""
+    """Join the processes that torchrun started (NCCL between GPUs, else gloo); alone, do nothing.
+
+    After an error of one process nobody waits for it: NCCL would, for good, and torchrun never see that it failed.
+
+    Raises:
+        UserError: another process has ended.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -73,14 +79,15 @@ def joined(device: torch.device) -> Iterator[None]:
     except Interrupted:  # raised by all
         _leave_together()
         raise
+    except RuntimeError as error:  # gloo's words come with a long traceback
+        if not any(words in str(error) for words in ("onnection closed by peer", "onnection reset by peer")):
+            raise
+        raise UserError("another process ended; its own message says why") from None
     _leave_together()
 
 
 def _leave_together() -> None:
-    """Leave when all are here: a process that goes while another still works may abort, and torchrun stops the other.
-
-    After an error of one process nobody waits: NCCL would, for good, and torchrun never see that the process failed.
-    """
+    """Leave when all are here: one that goes while another still works may abort, and torchrun stops the other."""
     dist.barrier()
     dist.destroy_process_group()
 
@@ -193,21 +200,14 @@ def take_from_first(values: Iterable[Tensor]) -> None:
 
 
 def same_as_first(payload: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:
-    """Return what the first process has, in all of them; tensors and plain values, on the CPU.
-
-    Raises:
-        UserError: when the first process is gone.
-    """
+    """Return what the first process has, in all of them; tensors and plain values, on the CPU."""
     if processes() == 1:
         return payload
     buffer = io.BytesIO()
     if rank() == 0:
         torch.save(payload, buffer)
     size = torch.tensor(buffer.tell(), device=device)
-    try:
-        dist.broadcast(size, 0)
-    except RuntimeError:  # gloo's words for it are "connection closed by peer", with a traceback
-        raise UserError("the first process ended before training began; its own message says why") from None
+    dist.broadcast(size, 0)
     content = torch.zeros(int(size), dtype=torch.uint8, device=device)
     if rank() == 0:
         content.copy_(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))

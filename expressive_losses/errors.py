@@ -22,5 +22,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     text = str(error)
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    words = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")  # the last: cuDNN's and cuBLAS's own
+    words = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED")  # cuBLAS's and cuDNN's own
     return isinstance(error, kinds) or any(word in text for word in words)

@@ -71,10 +71,7 @@ def train(
                 run.start(config, device)
             else:
                 trainer.load_state(payload)
-            try:
-                trainer.fit()
-            finally:
-                trainer.stop = stopped  # after_step holds the trainer, and with it a GPU's memory
+            trainer.fit()
         return _finish(config, trainer, split) if first else {}
     finally:
         run.close()

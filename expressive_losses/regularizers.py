@@ -24,7 +24,7 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float | Tensor, weight: float 
     tightness = [tol - width_0 / width_i]_+ / tol, where width is the mean half-width of a layer's bounds and 0
     the input; relu = ([tol - r(mean)]_+ + [tol - r(var)]_+) / tol, where r is the ratio active : inactive (or
     its inverse, <= 1) of the centres' mean and of their squared deviation. As published, the relu term of a
-    layer is skipped when it is not finite (no ReLU is surely active or inactive there).
+    layer is skipped when it is not finite (no ReLU is surely active or inactive there). 0 of a network without ReLUs.
 
     Args:
         bounds: of one pass, input normalised (as the published runs have it).
@@ -35,6 +35,8 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float | Tensor, weight: float 
     Source: Shi et al. (2021), "Fast certified robust training", section 4.3.
     """
     input_width = bounds.input.half_width.detach()
+    if not bounds.relu_inputs:
+        return input_width.new_zeros(())
     width = distributed.summed_over_processes(input_width.sum()) / distributed.whole_count(input_width.numel())
     layers = [_layer(box, width, tol) for box in bounds.relu_inputs]
     return weight * (1 - eps_fraction) * torch.stack(layers).mean()

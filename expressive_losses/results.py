@@ -14,7 +14,7 @@ from expressive_losses.errors import UserError
 from expressive_losses.run import read_jsonl, write_text
 
 #: Of a verification's settings, what a row keeps beside its figures.
-QUESTION = ("eps", "first", "stages", "dtype", "seed")
+QUESTION = ("dataset", "split", "eps", "first", "stages", "dtype", "seed")
 
 _ENVIRONMENT = ("time", "git", "device", "threads", "torch", "auto_LiRPA", "python")
 
@@ -104,18 +104,19 @@ def _without_seed(command: str) -> str:
 def _cascade(group: Sequence[dict[str, Any]]) -> str:
     """Return verified accuracy by verify.py's cascade, and of how many images; "not run" unless every seed has it.
 
-    Only at the radius of the line, and only the same images for all seeds.
+    Only on the test images and at the radius of the line, and only the same images for all seeds.
     """
-    found = [_at_its_radius(row) for row in group]
+    found = [_of_its_line(row) for row in group]
     counts = {one["images"] for one in found if one}
     if not all(found) or len(counts) > 1:
         return "not run"
     return f"{_spread([one['verified']['percent'] for one in found])} (of {counts.pop()})"
 
 
-def _at_its_radius(row: dict[str, Any]) -> dict[str, Any] | None:
+def _of_its_line(row: dict[str, Any]) -> dict[str, Any] | None:
+    asked = {"dataset": row["data"], "split": "test", "eps": row["eps"]}  # rows of older commits do not say
     runs = (run for name, run in row.get("verify", {}).items() if "cascade" in name.split("-"))
-    return next((run for run in runs if run.get("eps", row["eps"]) == row["eps"]), None)
+    return next((run for run in runs if all(run.get(key, value) == value for key, value in asked.items())), None)
 
 
 def _mean(group: Sequence[dict[str, Any]], key: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from expressive_losses import checkpoint
 from expressive_losses.cli import train_main, verify_main
 from expressive_losses.cli.train import train_summary
-from expressive_losses.errors import Interrupted
+from expressive_losses.errors import Interrupted, is_out_of_memory
 
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
 
@@ -363,6 +363,27 @@ def test_training_refuses_a_network_that_its_fast_path_reads_wrongly(tmp_path, m
     line = fails(train_main, f"--method ibp {QUICK} --out {tmp_path / 'run'}", capsys)
     assert "fast path" in line and "report it" in line
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_network_without_relus_is_trained_and_verified(tmp_path):
+    """Shi et al.'s regulariser is about ReLUs: it is 0 here."""
+    options = f"--epochs 2 --set training.batch_size=256 --device cpu --quiet --out {tmp_path / 'run'}"
+    assert train_main(["--method", "ibp", "--set", "model={name: mlp, hidden: []}", *shlex.split(options)]) == 0
+    assert verify_main(shlex.split(f"--model {tmp_path / 'run'} --first 10 --bound cascade --quiet")) == 0
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+    ],
+)
+def test_words_for_too_little_memory(words, told):
+    assert is_out_of_memory(RuntimeError(words)) == told
 
 
 def test_verifications_on_two_data_sets_have_two_folders(trained):

@@ -8,6 +8,8 @@ import torch
 from test_capture import ALL_STEPS, SETTINGS, OneByOne, steps_of
 from test_no_sync import trainer_of
 
+from expressive_losses import distributed
+from expressive_losses.bounds.kernels import batch_norm
 from expressive_losses.capture import STEPS_BEFORE, CudaRecorder
 from expressive_losses.data.batches import Batches
 from expressive_losses.precision import exact_float32, training_precision
@@ -49,6 +51,23 @@ def test_a_step_of_every_method_never_waits(tmp_path, method, capture):
             trainer._add(trainer.train_step(indices, radii))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 5, 5)])
+def test_batch_norm_over_several_processes_is_the_cpus(monkeypatch, shape):
+    """CUDA's kernel for its gradient wants statistics that the CPU's does not look at. Here, each has the whole."""
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    x, to_y, scale = torch.rand(shape), torch.rand(shape), torch.rand(6)
+    found = []
+    for device in ("cpu", "cuda"):
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        tensors = [x.to(device, memory_format=layout, copy=True), scale.to(device, copy=True), -scale.to(device)]
+        tensors = [tensor.requires_grad_() for tensor in tensors]
+        y, (mean, variance) = batch_norm(*tensors, 1e-5)
+        loss = (y * to_y.to(device)).sum() + mean.square().sum() + variance.square().sum()
+        found.append([value.cpu() for value in (y.detach(), *torch.autograd.grad(loss, tensors))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_that_cannot_be_captured_leaves_the_gpu_as_it_was(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -102,22 +103,54 @@ def test_processes_that_draw_other_weights_take_those_of_the_first(tmp_path, mon
     assert_close(tmp_path / "one", tmp_path / "two")
 
 
-def test_no_process_leaves_before_the_first_has_written(tmp_path):
-    """One that does may abort, and torchrun then stops the one that writes."""
-    script, written = tmp_path / "script.py", tmp_path / "written"
-    script.write_text(
-        "import sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from expressive_losses.distributed import joined, rank\n"
-        "written = Path(sys.argv[1])\n"
-        "with joined(torch.device('cpu')):\n"
-        "    if rank() == 0:\n"
-        "        time.sleep(1)\n"
-        "        written.touch()\n"
-        "assert written.exists()\n"
-    )
+def in_two_processes(script: str, folder: Path) -> Path:
+    """Run a script of python under torchrun; it finds the path that is returned in ``written``."""
+    file, written = folder / "script.py", folder / "written"
+    head = """
+        import os, sys, time, torch
+        import torch.distributed as dist
+        from pathlib import Path
+        from expressive_losses.distributed import joined, rank
+        from expressive_losses.errors import Interrupted, UserError
+        written = Path(sys.argv[1])
+    """
+    file.write_text(textwrap.dedent(head) + textwrap.dedent(script))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, str(script), str(written)], check=True, env=ENVIRONMENT, timeout=300)
+    subprocess.run([*launch, str(file), str(written)], check=True, env=ENVIRONMENT, timeout=300)
+    return written
+
+
+@pytest.mark.parametrize("end", ["pass", "raise Interrupted"])
+def test_no_process_leaves_before_the_first_has_written(tmp_path, end):
+    """One that does may abort, and torchrun then stops the one that writes."""
+    script = f"""
+        try:
+            with joined(torch.device("cpu")):
+                if rank() == 0:
+                    time.sleep(1)
+                    written.touch()
+                {end}
+        except Interrupted:
+            pass
+        assert written.exists()
+    """
+    assert in_two_processes(script, tmp_path).exists()
+
+
+def test_a_process_that_fails_is_not_waited_for(tmp_path):
+    """The other one says so in one line. (The first ends without an error code here: torchrun would stop the other.)"""
+    script = """
+        try:
+            with joined(torch.device("cpu")):
+                if rank() == 0:
+                    raise ValueError
+                dist.all_reduce(torch.zeros(1))
+        except ValueError:
+            os._exit(0)
+        except UserError as error:
+            written.write_text(str(error))
+    """
+    assert "another process ended" in in_two_processes(script, tmp_path).read_text()
 
 
 def test_two_processes_train_a_residual_network_as_one(tmp_path):

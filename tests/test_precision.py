@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_no_sync import trainer_of
 
-from expressive_losses import updates
+from expressive_losses import experiment, updates
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.evaluate import accuracies
 from expressive_losses.precision import exact_float32, training_precision
@@ -50,6 +50,18 @@ def test_the_fast_path_is_compared_in_full_float32(tmp_path, monkeypatch):
     monkeypatch.setattr(BoundedNetwork, "forward", noted)
     evaluation_copy(network, "cpu", torch.float32)
     assert seen == [(False, False)] * 2
+
+
+def test_training_begins_with_bounds_in_full_float32(tmp_path, monkeypatch):
+    seen, bounds_of = [], BoundedNetwork.bounds_of
+
+    def noted(*arguments, **options):
+        seen.append(flags())
+        return bounds_of(*arguments, **options)
+
+    monkeypatch.setattr(BoundedNetwork, "bounds_of", noted)
+    experiment.prepare(trainer_of(tmp_path).config, torch.device("cpu"))
+    assert seen == [(False, False)]
 
 
 def test_flags_are_put_back_after_an_error():

@@ -81,6 +81,15 @@ def test_a_line_is_of_one_question(tmp_path, seeds, figure):
     assert table([{**row, "verify": one} for one in seeds]).splitlines()[2].split(" | ")[7] == figure
 
 
+@pytest.mark.parametrize("other", [{"dataset": "noise"}, {"split": "validation"}])
+def test_a_line_is_of_one_data_set(tmp_path, other):
+    """Verifications of other images lie beside those of the line, and come first by name."""
+    own = {"images": 100, "verified": {"percent": 50.0}, "eps": "0.1", "dataset": "digits", "split": "test"}
+    row = {**row_of(write_run(tmp_path / "run")), "verify": {"verify-cascade-a": own | other, "verify-cascade-b": own}}
+    assert table([row]).splitlines()[2].split(" | ")[7] == "50.00 (of 100)"
+    assert " | not run | " in table([{**row, "verify": {"verify-cascade-a": own | other}}])
+
+
 def test_other_options_are_another_line(tmp_path):
     row = row_of(write_run(tmp_path / "run"))
     commands = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -106,7 +107,7 @@ def choose_device(name: str) -> torch.device:
             device = torch.device("cuda", torch.cuda.current_device() if own is None else own)
         torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = textwrap.shorten(str(error), 160)  # torch may list every backend it knows
         raise UserError(f"--device {name or repr(name)}: not usable here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)

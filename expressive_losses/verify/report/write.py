@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ def write_report(
     radii = read_radii(folder) if (folder / RadiusLedger.file_name).exists() else None
     if radii is not None and not (folder / FILE_NAME).exists():
         raise UserError(
-            f"{folder} holds certified radii only, whose curve is radius.png; for a report, verify one radius into it: "
-            f"verify.py --model ... --eps ... --out {folder}"
+            f"{folder} holds certified radii only (radius.json); for a report, verify one radius into it: "
+            f"verify.py --model ... --eps ... --out {shlex.quote(str(folder))}"
         )
     head, rows = read_ledger(folder)
     if (network is None) != (images is None) or (images is None) != (labels is None):
