@@ -82,7 +82,7 @@ def test_a_factory_needs_no_trust_where_the_user_typed_it(tmp_path, monkeypatch)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     line = f"{QUICK} --model my_factory:make --model-set hidden=12 --weights {tmp_path / 'weights.pt'}"
     assert verify_main(shlex.split(f"{line} --shape 1,8,8 --classes 10 --dataset digits --eps 1/255")) == 0
-    ledger = tmp_path / "verify-ibp-eps1_255-test" / "ledger.jsonl"
+    ledger = tmp_path / "verify-ibp-eps1_255-digits-test" / "ledger.jsonl"
     assert len(ledger.read_text().splitlines()) == 21
 
 
