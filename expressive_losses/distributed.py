@@ -80,7 +80,7 @@ def joined(device: torch.device) -> Iterator[None]:
         _leave_together()
         raise
     except RuntimeError as error:  # gloo's words come with a long traceback
-        if not any(words in str(error) for words in ("onnection closed by peer", "onnection reset by peer")):
+        if not any(words in str(error).lower() for words in ("connection closed by peer", "connection reset by peer")):
             raise
         raise UserError("another process ended; its own message says why") from None
     _leave_together()
