@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,12 @@ from expressive_losses.models import Factory, Model
 from expressive_losses.registry import MODELS, explain
 
 FORMAT = 1
+
+#: What torch raises where a file is none of its own, or damaged: its unpickler follows whatever bytes it finds.
+UNREADABLE = (
+    zipfile.BadZipFile, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError,
+    AssertionError, struct.error,
+)  # fmt: skip
 
 
 def describe(network: BoundedNetwork, config: Config) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a checkpoint, or cut short: {_first_line(error)}") from None
     except pickle.UnpicklingError:
         raise UserError(

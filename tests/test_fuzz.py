@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from expressive_losses import checkpoint
+from expressive_losses.cli.foreign import read_state_dict
 from expressive_losses.config import Config, load, parse_assignment
 from expressive_losses.errors import UserError
 from expressive_losses.verify.ledger import read_ledger
@@ -104,6 +105,16 @@ def whole() -> bytes:
 
 def network_of(path: Path) -> None:
     checkpoint.network_of(checkpoint.read(path), str(path))
+
+
+def test_a_byte_before_a_checkpoint(place, whole):
+    """Zip files may have bytes in front; torch takes the whole for an old pickle, and the byte for an instruction."""
+    path = place / "model.pt"
+    for byte in range(256):
+        path.write_bytes(bytes([byte]) + whole)
+        for read in (network_of, read_state_dict):
+            with pytest.raises(UserError):
+                read(path)
 
 
 @QUICK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork
-from expressive_losses.checkpoint import load_weights
+from expressive_losses.checkpoint import UNREADABLE, load_weights
 from expressive_losses.config import parse_assignment
 from expressive_losses.errors import UserError
 from expressive_losses.models.base import check_output
@@ -123,7 +122,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot read the weights: {error.strerror or error}") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused: not a file of tensors and plain values; loading it could run code") from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a file of weights, or cut short: {type(error).__name__}") from None
     if isinstance(payload, Mapping) and {"format", "weights", "model"} <= set(payload):
         raise UserError(f"{path} is a checkpoint of expressive_losses and complete: --model {path}, without --weights")
