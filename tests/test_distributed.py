@@ -149,6 +149,7 @@ def test_a_process_that_fails_is_not_waited_for(tmp_path):
             os._exit(0)
         except UserError as error:
             written.write_text(str(error))
+            os._exit(0)  # torch may abort as it is taken apart without the other
     """
     assert "another process ended" in in_two_processes(script, tmp_path).read_text()
 
