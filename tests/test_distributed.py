@@ -200,13 +200,19 @@ def test_processes_share_out_the_population(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_in_two_processes_and_resumed_in_one(tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_in_two_processes_and_resumed_in_one(tmp_path, end):
+    """torchrun passes SIGTERM on: the state is saved inside an epoch. After SIGKILL that of the last epoch is there."""
     out, more = tmp_path / "part", ("--set=training.epochs=8",)
     process = subprocess.Popen(command(2, out, *more), env=ENVIRONMENT)
     while not (out / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(end)
+    sent = time.time()
     process.wait()
+    if end == signal.SIGTERM:
+        assert (out / "checkpoint.pt").stat().st_mtime > sent
+        assert not (out / "summary.json").exists()
     time.sleep(2)  # its workers notice and end
     single = [sys.executable, str(ROOT / "train.py"), *command(1, out, *more, "--resume")[6:]]
     subprocess.run(single, check=True, env=ENVIRONMENT)
