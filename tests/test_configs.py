@@ -107,6 +107,14 @@ def test_every_recipe_names_its_source_and_the_published_figures(path):
     assert paper["verified"] is None or paper["verified_by"] in ("ibp", "crown_ibp", "mip", "bab")
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_no_published_figure_is_one_that_nobody_read(path):
+    paper = load(path).paper or {}
+    note = str(paper.get("note", ""))
+    if "not read" in note or "unverified" in note:
+        assert {paper["natural"], paper["verified"], paper.get("pgd")} == {None}
+
+
 def test_some_published_values_as_printed():
     """A few cells of the papers' tables, through the whole inheritance of the files."""
     mtl = load(CONFIGS / "cifar10_2_255" / "mtl_ibp.yaml")
