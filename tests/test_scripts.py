@@ -106,3 +106,98 @@ def test_every_column_and_line_of_a_script_leads_somewhere(path):
             assert any(pick(cell.published or {}, column.published) is not None for cell in cells), name
     for label in experiment.lines:
         assert any(cell.labels.get(label) for cell in cells), label
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("scale", ["cpu", "full"])
+def test_no_two_lines_of_a_page_are_the_same_network_and_question(path, scale):
+    """At smoke scale all networks are the same tiny one; elsewhere a page would repeat itself under other names."""
+    lines_of = {}
+    for cell in cells_of(path, scale):
+        if cell.runs:
+            made = (cell.key, *map(cell.verify_folder, cell.verifications))
+            lines_of.setdefault(made, set()).add(tuple(cell.labels.get(name) for name in experiment_of(path).lines))
+    assert not [found for found in lines_of.values() if len(found) > 1]
+
+
+def at_full(*papers: str) -> list[grid.Cell]:
+    return [cell for path in PAPERS if path.parent.name in papers for cell in cells_of(path, "full")]
+
+
+def test_a_quoted_line_is_trained_as_its_published_figures_were():
+    """CROWN-IBP and AdvIBP are quoted by other papers, CROWN-IBP at several kappas."""
+    compared = 0
+    for cell in at_full("adv_ibp", "expressive_losses"):
+        theirs, own = cell.published or {}, cell.paper.paper
+        if not {"crown_ibp", "adv_ibp"} & set(cell.config.parts) or own["natural"] is None:
+            continue
+        radius = cell.labels["eps"]
+        own = own if radius == cell.paper.eps.target.text else own["others"][radius]
+        shared = {"natural", "pgd", "verified"} & theirs.keys()
+        assert {key: theirs[key] for key in shared} == {key: own[key] for key in shared}, cell.labels
+        compared += bool(shared)
+    assert compared > 30
+
+
+def published_in(path: str, **labels: str) -> list[dict]:
+    found = cells_of(ROOT / "scripts" / f"{path}.yaml", "full")
+    return [cell.published for cell in found if labels.items() <= cell.labels.items()]
+
+
+@pytest.mark.parametrize(
+    "path, labels, figures",
+    [
+        ("adv_ibp/table4", {"eps": "0.2", "recipe": "crown_ibp_kappa_1_0.5", "network": "dm_small"}, (97.04, 93.89)),
+        ("adv_ibp/table4", {"eps": "0.4", "recipe": "crown_ibp_kappa_0_0", "network": "dm_small"}, (96.22, 84.79)),
+        ("adv_ibp/table2", {"eps": "2/255", "recipe": "crown_ibp_kappa_0_0", "network": "dm_large"}, (71.52, 53.97)),
+        ("expressive_losses/table1", {"eps": "2/255", "method": "adv_ibp"}, (59.39, 48.34)),
+        ("expressive_losses/table1", {"eps": "2/255", "method": "crown_ibp"}, (71.52, 53.97)),
+        ("expressive_losses/table1", {"eps": "8/255", "method": "adv_ibp"}, (47.14, 33.43)),
+        ("expressive_losses/table1", {"data": "imagenet64", "method": "ibp"}, (15.96, 6.13)),
+        ("ibp/table2", {"method": "standard"}, (51.16, None)),
+        ("ibp/table4", {"data": "mnist", "eps": "0.3", "method": "standard"}, (99.35, None)),
+        ("ibp/table4", {"eps": "8/255", "method": "standard"}, (83.34, 0)),
+    ],
+)
+def test_lines_of_the_papers(path, labels, figures):
+    (published,) = published_in(path, **labels)
+    assert (published["natural"], published.get("verified")) == figures
+
+
+def test_attacked_figures_of_standard_training_at_every_radius():
+    attacked = [published["pgd"] for published in published_in("ibp/table4", data="mnist", method="standard")]
+    assert attacked == pytest.approx([100 - error for error in (27.72, 99.57, 99.63, 99.64)])
+
+
+def test_published_seconds_of_training():
+    assert [one["seconds"] for one in published_in("expressive_losses/table2", method="cc_ibp 0.01")] == [10800, 17700]
+    (crown,) = published_in("expressive_losses/table1", eps="0.3", method="crown_ibp")
+    assert crown["seconds"] == 5580
+
+
+def test_the_attack_of_the_paper_on_ibp():
+    """Training: steps of 0.1 in pixel units, whatever the radius. Test: 200 steps, 10 restarts (figure 3 too)."""
+    steps = set()
+    for cell in at_full("ibp"):
+        if cell.resolved.attack.name == "adam_pgd":
+            eps = cell.resolved.eps
+            steps.add(round(cell.resolved.attack.step_size * float(eps.target) * eps.train_multiplier, 4))
+    assert steps == {0.1}
+    for cell in cells_of(ROOT / "scripts" / "ibp" / "figure3.yaml", "full"):
+        for asked in cell.verifications.values():
+            assert (asked.options["pgd.steps"], asked.options["pgd.restarts"]) == (200, 10)
+
+
+def test_networks_of_adv_ibp_have_both_warm_ups():
+    cells = [cell for cell in at_full("adv_ibp") if "adv" in cell.resolved.method.name]
+    assert cells
+    for cell in cells:
+        ramp = cell.resolved.eps.schedule
+        assert 0 < ramp.attack_warmup < ramp.warmup, cell.labels
+
+
+def test_ramps_of_figure_3_at_cpu_scale_are_the_same_share_of_the_run():
+    cells = [cell for cell in cells_of(ROOT / "scripts" / "crown_ibp" / "figure3.yaml", "cpu") if cell.runs]
+    lengths = {cell.labels["length"]: cell.resolved.eps.schedule.length for cell in cells}
+    assert lengths == pytest.approx({"10": 0.8, "15": 1.2, "30": 2.4, "60": 4.8})
+    assert all(f"ramp {cell.resolved.eps.schedule.length:g} epochs" in cell.replaced(()) for cell in cells)

@@ -45,6 +45,19 @@ def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
     assert r"92.50 $\pm$ 2.12" in render.latex(experiment, "full", [first, second])
 
 
+def test_statistics_over_the_runs_of_a_line(tmp_path):
+    """Quartiles as the paper on IBP has them: 0.25 and 0.75 of the way through the sorted figures."""
+    figure = {"figure": "verify.ibp.natural"}
+    named = ("median", "lower quartile", "upper quartile", "min", "max")
+    experiment = load(write(tmp_path, columns={name: {**figure, "statistic": name} for name in named}))
+    cells = grid.cells(experiment, "full", [1, 2, 3, 4, 5])[:5]
+    rows = by_command([made_up(cell, natural) for cell, natural in zip(cells, (90, 50, 60, 70, 80), strict=True)])
+    (line,) = lines(experiment, cells, rows)
+    assert [line.values[name].ours for name in named] == [70, 60, 80, 50, 90]
+    (line,) = lines(experiment, cells[:1], rows)
+    assert {value.ours for value in line.values.values()} == {90}
+
+
 def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_path):
     entries = [{**EXPERIMENT["entries"][0], "published": {"natural": 90.0}}]
     experiment = load(write(tmp_path, entries=entries))

@@ -57,7 +57,7 @@ class Column(Section):
     )
     stage: str | None = Field(None, description="the percentage that this stage verified; figure is then verify.NAME")
     published: tuple[str, ...] | str | None = Field(None, description="key, or path of keys, into `paper`")
-    statistic: Literal["mean", "median", "min", "max"] = "mean"
+    statistic: Literal["mean", "median", "lower quartile", "upper quartile", "min", "max"] = "mean"
     percent: bool = Field(
         True, description="an accuracy; false for seconds and losses, whose differences are not given"
     )

@@ -11,7 +11,20 @@ from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.spec import Column, Experiment
 
-_STATISTICS = {"mean": statistics.fmean, "median": statistics.median, "min": min, "max": max}
+
+def _quartiles(numbers: Sequence[float]) -> list[float]:
+    """Return lower quartile, median and upper quartile; of a single number, that number."""
+    return statistics.quantiles([*numbers, *numbers] if len(numbers) == 1 else numbers, method="inclusive")
+
+
+_STATISTICS = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "lower quartile": lambda numbers: _quartiles(numbers)[0],
+    "upper quartile": lambda numbers: _quartiles(numbers)[2],
+    "min": min,
+    "max": max,
+}
 
 
 @dataclass(frozen=True)
