@@ -33,6 +33,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, PositiveInt, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
@@ -153,19 +154,13 @@ class Tuner:
         """The study, made if it is not there.
 
         Raises:
-            UserError: its trials are of a sweep file that asked for something else.
+            UserError: it cannot be read or made, or its trials are of a sweep file that asked for something else.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        storage = self.storage or JournalStorage(JournalFileBackend(str(self.out / "study.log")))
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        single = self.sweep.objective == "mean"
-        study = optuna.create_study(
-            study_name=self.sweep.name,
-            storage=storage,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if single else None,
-            directions=["maximize"] if single else ["maximize", "maximize"],
-            load_if_exists=True,
-        )
+        try:
+            study = self._opened()
+        except (OSError, ImportError, ValueError, SQLAlchemyError) as error:
+            where = "--storage" if self.storage else self.out / "study.log"
+            raise UserError(f"{where}: no study can be kept there: {str(error).partition(chr(10))[0]}") from None
         self._check(study)
         return study
 
@@ -201,6 +196,18 @@ class Tuner:
         complete = [trial for trial in self.finished() if trial.state is TrialState.COMPLETE]
         return [{"trial": trial.number, "searched": trial.params, **trial.user_attrs["row"]} for trial in complete]
 
+    def _opened(self) -> optuna.Study:
+        self.out.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        single = self.sweep.objective == "mean"
+        return optuna.create_study(
+            study_name=self.sweep.name,
+            storage=self.storage or JournalStorage(JournalFileBackend(str(self.out / "study.log"))),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if single else None,
+            directions=["maximize"] if single else ["maximize", "maximize"],
+            load_if_exists=True,
+        )
+
     def _check(self, study: optuna.Study) -> None:
         """Keep with a new study what the sweep asks for; refuse trials of a sweep that asked for something else."""
         asked = self.sweep.asked
@@ -209,10 +216,10 @@ class Tuner:
         former = study.user_attrs.get("asked", {})
         changed = [key for key, value in asked.items() if former.get(key) != value]
         if changed:
-            where = "" if self.storage else " or choose another --out"
+            where, other = ("the database", "") if self.storage else (self.out, " or choose another --out")
             raise UserError(
-                f"sweep '{self.sweep.name}': its trials in {self.storage or self.out} were made before "
-                f"{', '.join(changed)} changed; to start anew rename the sweep file{where}, to go on change it back"
+                f"sweep '{self.sweep.name}': the trials in {where} were made before {', '.join(changed)} changed; "
+                f"to start anew rename the sweep file{other}, to go on change it back"
             )
 
     def _left(self) -> bool:
@@ -232,9 +239,10 @@ class Tuner:
 
         Only one process at a time may do this in a folder.
         """
-        running = self.running()
+        unheld = {one.number for one in self.running() if not self._elsewhere(one) and _free(self._folder(one))}
+        running = self.running()  # again: a process lets go of the folder as soon as Optuna knows the result
         for trial in running:
-            if not self._elsewhere(trial) and _free(self._folder(trial)):
+            if trial.number in unheld:
                 # Optuna has no other way to go on with a trial; one that is told to have failed is lost
                 return self._hold(Trial(self.study, trial._trial_id))
         taken = self._once([*self.finished(), *running])
