@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,3 +52,19 @@ class FolderLock:
         """Let go; safe to call twice."""
         with suppress(OSError):  # the process number in it, refused by a full disk, is tried again
             self._file.close()
+
+
+def patient_lock(folder: Path, seconds: float = 60.0) -> FolderLock:
+    """Lock a folder that other processes lock as well, each for a moment.
+
+    Raises:
+        FolderInUse: when it is still held after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return FolderLock(folder)
+        except FolderInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

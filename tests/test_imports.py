@@ -5,6 +5,7 @@ import configparser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).parent.parent / "expressive_losses"
 
@@ -98,6 +99,22 @@ def test_every_dependency_has_an_upper_bound():
     texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     for line in "\n".join(texts).split("\n"):
         assert not line.strip() or "<" in line, line
+
+
+def test_what_is_tested_is_what_is_declared():
+    """Each pinned version of requirements/ is one that setup.cfg allows."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg")
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    declared = [Requirement(line) for line in "\n".join(texts).split("\n") if line and not line.startswith("#")]
+    allowed = {one.name.lower(): one.specifier for one in declared}
+    for file in ("base.txt", "test.txt"):
+        lines = (PACKAGE.parent / "requirements" / file).read_text().splitlines()
+        for line in (line.partition("#")[0].strip() for line in lines):
+            pinned = Requirement(line) if line else None
+            if pinned and pinned.name.lower() in allowed:
+                (exact,) = pinned.specifier
+                assert allowed[pinned.name.lower()].contains(exact.version), line
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

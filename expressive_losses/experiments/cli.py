@@ -17,7 +17,7 @@ from expressive_losses.experiments.report import report, rows_file
 from expressive_losses.experiments.rows import by_command, collect, found
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
-from expressive_losses.locking import FolderInUse, FolderLock
+from expressive_losses.locking import patient_lock
 from expressive_losses.results import read_rows
 from expressive_losses.verify.shard import parse_shard
 
@@ -112,8 +112,6 @@ def polytope_command(arguments: Sequence[str]) -> None:
 
 def sweep_command(arguments: Sequence[str]) -> None:
     """Tune: do the trials of a sweep file that are not done yet, then export their Pareto front."""
-    from expressive_losses.experiments import sweep, sweep_report  # here: only this command needs Optuna
-
     parser = Parser("expressive_losses.experiments sweep", sweep_command.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="sweep file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/sweeps/<file>")
@@ -123,6 +121,12 @@ def sweep_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
+    try:
+        from expressive_losses.experiments import sweep, sweep_report  # here: only this command needs Optuna
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("tuning needs Optuna, which is not installed. Type `pip install 'optuna>=5,<6'`.") from None
     asked = sweep.load(options.file)
     out = options.out or Path("runs/sweeps") / asked.name
     tuner = sweep.Tuner(asked, out, choose_device(options.device), options.data_dir, options.storage)
@@ -206,25 +210,13 @@ def _collect(
     results = _results(options)
     path = rows_file(experiment, options.scale, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _patient_lock(path.parent)
+    lock = patient_lock(path.parent)
     try:
         collect(cells, root, path)
         if rendered:
             print(report(experiment, options.scale, results, options.seeds))
     finally:
         lock.release()
-
-
-def _patient_lock(folder: Path, seconds: float = 60.0) -> FolderLock:
-    """Lock a folder that other runners write to as well, each for a moment."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return FolderLock(folder)
-        except FolderInUse:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 def _summary(results: Sequence[Result], seconds: float) -> None:

@@ -48,14 +48,15 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
-        return _execute(cell, folder, device, data_root, watch)
+        return complete_cell(cell, folder, device, data_root, watch)
     finally:
         lock.release()
 
 
-def _execute(
+def complete_cell(
     cell: Cell, folder: Path, device: torch.device, data_root: Path | None, watch: Callable[[Trainer], None] | None
 ) -> bool:
+    """Do as :func:`execute` does, in a cell's own folder that the caller has locked."""
     worked = False
     run = folder / "run"
     if not (run / "summary.json").exists():

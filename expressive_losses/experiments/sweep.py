@@ -11,37 +11,42 @@ A sweep file names a config, what to search, and how long::
     verify: {bound: ibp}
     trials: 20
 
-The study is in a journal file, or in any database that Optuna knows, where several machines work on it. A trial that
-died is taken up again where its training stopped.
+The study is in a journal file, or in any database that Optuna knows, where several machines work on it. A process
+that works on a trial holds the lock of the trial's folder: a running trial whose folder nobody holds is taken up again
+where its training stopped, one whose folder is held is left alone and looked at again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import itertools
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import optuna
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, PositiveInt, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
 from expressive_losses.errors import UserError
-from expressive_losses.experiments.execute import execute, row_of_cell
+from expressive_losses.experiments.execute import complete_cell, row_of_cell
 from expressive_losses.experiments.grid import Cell, assignments_of
 from expressive_losses.experiments.spec import Verification
-from expressive_losses.locking import FolderInUse, FolderLock
+from expressive_losses.locking import FolderInUse, FolderLock, patient_lock
 from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_WAIT = 2.0
 
 
 class Range(Section):
@@ -77,10 +82,28 @@ class Sweep(Section):
         own = {f"method.{key}": Range(**limits) for key, limits in self.base.method.search_space.items()}
         return {key: limits for key, limits in {**own, **self.search}.items() if key not in self.grid and not self.grid}
 
+    @cached_property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """The points of the grid, in the order of the file, by the key of the cell that each trains."""
+        products = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
+        return {self.cell(point).key: point for point in products} if self.grid else {}
+
     @property
     def size(self) -> int:
         """The number of trials."""
-        return math.prod(len(values) for values in self.grid.values()) if self.grid else self.trials
+        return len(self.points) if self.grid else self.trials
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a trial means: of two sweeps that differ here, neither may take the other's trials as its own."""
+        return {
+            "config": self.base.fingerprint(),
+            "validation": self.validation,
+            "verify": self.verify.model_dump(mode="json"),
+            "objective": self.objective,
+            "search": {key: limits.model_dump() for key, limits in self.space.items()},
+            "grid": {key: list(values) for key, values in self.grid.items()},
+        }
 
     def cell(self, values: Mapping[str, Any]) -> Cell:
         """Return what a trial trains and verifies."""
@@ -128,78 +151,175 @@ class Tuner:
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The study, made if it is not there."""
+        """The study, made if it is not there.
+
+        Raises:
+            UserError: it cannot be read or made, or its trials are of a sweep file that asked for something else.
+        """
+        try:
+            study = self._opened()
+        except (OSError, ImportError, ValueError, SQLAlchemyError) as error:
+            where = "--storage" if self.storage else self.out / "study.log"
+            raise UserError(f"{where}: no study can be kept there: {str(error).partition(chr(10))[0]}") from None
+        self._check(study)
+        return study
+
+    def run(self) -> None:
+        """Do what is missing of the trials; those of dead processes first.
+
+        Trials of other processes are waited for, unless they run on a machine that shares only the database.
+        """
+        while self._left():
+            lock = patient_lock(self.out)
+            try:
+                claim = self._claim()
+            finally:
+                lock.release()
+            if claim is None:
+                time.sleep(_WAIT)
+            else:
+                self._do(claim)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that need nothing more: complete, pruned, or failed by themselves (diverged).
+
+        A point of the grid counts once.
+        """
+        return self._once(trial for trial in self.study.trials if _needs_nothing(trial))
+
+    def running(self) -> list[FrozenTrial]:
+        """Return the trials that have begun and are not finished."""
+        return self.study.get_trials(states=(TrialState.RUNNING,))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the complete trials, in order."""
+        complete = [trial for trial in self.finished() if trial.state is TrialState.COMPLETE]
+        return [{"trial": trial.number, "searched": trial.params, **trial.user_attrs["row"]} for trial in complete]
+
+    def _opened(self) -> optuna.Study:
         self.out.mkdir(parents=True, exist_ok=True)
-        storage = self.storage or JournalStorage(JournalFileBackend(str(self.out / "study.log")))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         single = self.sweep.objective == "mean"
         return optuna.create_study(
             study_name=self.sweep.name,
-            storage=storage,
-            sampler=self._sampler(),
+            storage=self.storage or JournalStorage(JournalFileBackend(str(self.out / "study.log"))),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if single else None,
             directions=["maximize"] if single else ["maximize", "maximize"],
             load_if_exists=True,
         )
 
-    def run(self) -> None:
-        """Do what is missing of the trials; those of dead processes first."""
-        self._take_up_dead_trials()
-        while len(self.finished()) < self.sweep.size:
-            self.study.optimize(self._objective, n_trials=1, catch=(UserError,))
-            if self.sweep.grid and not self._left():
-                return
-
-    def finished(self) -> list[FrozenTrial]:
-        """Return the trials that need nothing more: complete, pruned, or failed by themselves (diverged)."""
-        return [t for t in self.study.trials if t.state in _FINISHED or "error" in t.user_attrs]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of the complete trials, in order."""
-        rows = []
-        for trial in self.study.trials:
-            if trial.state is TrialState.COMPLETE:
-                rows.append({"trial": trial.number, "searched": trial.params, **trial.user_attrs["row"]})
-        return rows
+    def _check(self, study: optuna.Study) -> None:
+        """Keep with a new study what the sweep asks for; refuse trials of a sweep that asked for something else."""
+        asked = self.sweep.asked
+        if not study.trials:
+            study.set_user_attr("asked", asked)
+        former = study.user_attrs.get("asked", {})
+        changed = [key for key, value in asked.items() if former.get(key) != value]
+        if changed:
+            where, other = ("the database", "") if self.storage else (self.out, " or choose another --out")
+            raise UserError(
+                f"sweep '{self.sweep.name}': the trials in {where} were made before {', '.join(changed)} changed; "
+                f"to start anew rename the sweep file{other}, to go on change it back"
+            )
 
     def _left(self) -> bool:
-        done = {tuple(sorted(trial.params.items())) for trial in self.finished()}
-        return len(done) < self.sweep.size
+        """Return whether a trial is neither finished nor run where nobody here can see how it goes."""
+        elsewhere = [trial for trial in self.running() if self._elsewhere(trial)]
+        return len(self._once([*self.finished(), *elsewhere])) < self.sweep.size
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        if self.sweep.grid:
-            return optuna.samplers.GridSampler(self.sweep.grid, seed=self.sweep.seed)
-        return optuna.samplers.TPESampler(seed=self.sweep.seed)
+    def _once(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials, of a grid the first of each point: machines that start together may do one twice."""
+        found: dict[Any, FrozenTrial] = {}
+        for trial in trials:
+            found.setdefault(trial.user_attrs["cell"] if self.sweep.grid else trial.number, trial)
+        return list(found.values())
 
-    def _take_up_dead_trials(self) -> None:
-        """Ask again for the values of trials whose process is gone; their training goes on from its checkpoint.
+    def _claim(self) -> _Claim | None:
+        """Take a trial whose process is gone, or else a new one; None when all are taken.
 
-        A trial is dead when its folder is on this machine and nobody holds its lock.
+        Only one process at a time may do this in a folder.
         """
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            folder = self.out / "cells" / trial.user_attrs.get("cell", "unknown")
-            if folder.is_dir() and _free(folder):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                self.study.enqueue_trial(trial.params)
+        unheld = {one.number for one in self.running() if not self._elsewhere(one) and _free(self._folder(one))}
+        running = self.running()  # again: a process lets go of the folder as soon as Optuna knows the result
+        for trial in running:
+            if trial.number in unheld:
+                # Optuna has no other way to go on with a trial; one that is told to have failed is lost
+                return self._hold(Trial(self.study, trial._trial_id))
+        taken = self._once([*self.finished(), *running])
+        if len(taken) >= self.sweep.size:
+            return None
+        if self.sweep.grid and not self.study.get_trials(states=(TrialState.WAITING,)):
+            keys = {trial.user_attrs["cell"] for trial in taken}
+            key = next(key for key in self.sweep.points if key not in keys)
+            self.study.enqueue_trial(self.sweep.points[key], {"cell": key})
+        return self._hold(self.study.ask())
 
-    def _objective(self, trial: Trial) -> float | tuple[float, float]:
+    def _hold(self, trial: Trial) -> _Claim | None:
+        """Give a trial its values and lock its folder; None when another process has it, or the values do not fit."""
+        try:
+            cell = self.sweep.cell(self._values(trial))
+            trial.set_user_attr("cell", cell.key)
+            folder = self.out / "cells" / cell.key
+            folder.mkdir(parents=True, exist_ok=True)
+            return _Claim(trial, cell, folder, FolderLock(folder))
+        except FolderInUse:
+            return None
+        except UserError as error:
+            self._fail(trial, error)
+            return None
+
+    def _values(self, trial: Trial) -> dict[str, Any]:
+        """Return what a trial tries: what it was given before, else what the sampler proposes.
+
+        The sampler is seeded by the trial: a process that starts again, or beside others, must not repeat the values of
+        the first trials.
+        """
+        seed = int(np.random.SeedSequence([self.sweep.seed, trial.number]).generate_state(1)[0])
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         values = {key: trial.suggest_categorical(key, list(grid)) for key, grid in self.sweep.grid.items()}
         for key, limits in self.sweep.space.items():
             values[key] = trial.suggest_float(key, limits.low, limits.high, log=limits.log)
-        cell = self.sweep.cell(values)
-        trial.set_user_attr("cell", cell.key)
-        watch = _Pruner(trial) if self.sweep.objective == "mean" else None
+        return values
+
+    def _do(self, claim: _Claim) -> None:
+        """Train, verify and judge a trial; its folder is locked until Optuna knows the result."""
+        trial, cell, folder, lock = claim
+        single = self.sweep.objective == "mean"
         try:
-            execute(cell, self.out / "cells", self.device, self.data_root, watch)
-        except FolderInUse:
-            raise
+            complete_cell(cell, folder, self.device, self.data_root, _Pruner(trial) if single else None)
+            row = row_of_cell(cell, self.out / "cells")
+            trial.set_user_attr("row", row)
+            trial.set_user_attr("config", cell.resolved.resolved())
+            values = accuracies(row)
+            self.study.tell(trial, sum(values) / 2 if single else values)
+        except optuna.TrialPruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except FolderInUse:  # somebody trains or verifies there by hand
+            time.sleep(_WAIT)
         except UserError as error:
-            trial.set_user_attr("error", str(error))
-            raise
-        row = row_of_cell(cell, self.out / "cells")
-        trial.set_user_attr("row", row)
-        natural, verified = accuracies(row)
-        return (natural + verified) / 2 if self.sweep.objective == "mean" else (natural, verified)
+            self._fail(trial, error)
+        finally:
+            lock.release()
+
+    def _fail(self, trial: Trial, error: UserError) -> None:
+        trial.set_user_attr("error", str(error))
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _folder(self, trial: FrozenTrial) -> Path:
+        return self.out / "cells" / trial.user_attrs.get("cell", "unknown")
+
+    def _elsewhere(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial runs on another machine: only a database can be shared without the folder."""
+        return self.storage is not None and not self._folder(trial).is_dir()
+
+
+class _Claim(NamedTuple):
+    """A trial that is this process's own as long as it holds the lock of the cell's folder."""
+
+    trial: Trial
+    cell: Cell
+    folder: Path
+    lock: FolderLock
 
 
 def accuracies(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -225,7 +345,14 @@ class _Pruner:
             raise optuna.TrialPruned
 
 
+def _needs_nothing(trial: FrozenTrial) -> bool:
+    return trial.state in _FINISHED or "error" in trial.user_attrs
+
+
 def _free(folder: Path) -> bool:
+    """Return whether nobody works in a folder; a trial without one has not begun to train."""
+    if not folder.is_dir():
+        return True
     try:
         FolderLock(folder).release()
     except FolderInUse:

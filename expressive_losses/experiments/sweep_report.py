@@ -11,7 +11,7 @@ import yaml
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.pareto import Point, hypervolume, pareto_front
-from expressive_losses.experiments.sweep import Sweep, Tuner, accuracies
+from expressive_losses.experiments.sweep import Tuner, accuracies
 from expressive_losses.run import write_json, write_text
 
 
@@ -19,7 +19,7 @@ def write(tuner: Tuner) -> dict[str, Any]:
     """Write trials.jsonl, summary.json, front.png and front/*.yaml to the tuner's folder; return the summary.
 
     The hypervolume is the area that the front dominates above (0, 0), of accuracies from 0 to 1. The exported configs
-    are the trials' own, but train on all training images: nothing is held out any more.
+    are what the trials ran, but train on all training images: nothing is held out any more.
     """
     rows = tuner.rows()
     points = [accuracies(row) for row in rows]
@@ -28,6 +28,7 @@ def write(tuner: Tuner) -> dict[str, Any]:
         "sweep": tuner.sweep.name,
         "trials": len(rows),
         "not complete": len(tuner.finished()) - len(rows),
+        "still running": len(tuner.running()),
         "images": rows[0]["verify"]["held_out"]["images"] if rows else 0,
         "split": "validation",
         "verified by": tuner.sweep.verify.bound,
@@ -39,18 +40,19 @@ def write(tuner: Tuner) -> dict[str, Any]:
     }
     write_text(tuner.out / "trials.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_json(tuner.out / "summary.json", summary)
-    _export(tuner.sweep, [rows[index] for index in front], tuner.out / "front")
+    _export(tuner, [rows[index] for index in front], tuner.out / "front")
     if rows:
         draw(points, front, summary, tuner.out / "front.png")
     return summary
 
 
-def _export(sweep: Sweep, rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def _export(tuner: Tuner, rows: Sequence[dict[str, Any]], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob("trial-*.yaml"):
         old.unlink()
+    sweep, trials = tuner.sweep, tuner.study.trials
     for row in rows:
-        config = sweep.cell(row["searched"]).resolved.resolved()
+        config = trials[row["trial"]].user_attrs["config"]
         natural, verified = accuracies(row)
         head = (
             f"# Trial {row['trial']} of sweep {sweep.name}: {natural:.2f} % natural, {verified:.2f} % verified by "
