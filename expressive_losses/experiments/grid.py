@@ -253,8 +253,8 @@ def _verifications(
         own = entry.verify.get(name, {})
         if own is None:
             continue
-        options = {**asked.options, **own.get("options", {}), **change.verify.get("options", {})}
-        found[name] = Verification(**{**asked.model_dump(), **own, **change.verify, **tested, "options": options})
+        options = {**asked.options, **change.verify.get("options", {}), **own.get("options", {})}
+        found[name] = Verification(**{**asked.model_dump(), **change.verify, **own, **tested, "options": options})
     return found
 
 
