@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from expressive_losses.errors import UserError
@@ -51,3 +53,29 @@ class FolderLock:
         """Let go; safe to call twice."""
         with suppress(OSError):  # the process number in it, refused by a full disk, is tried again
             self._file.close()
+
+
+@contextmanager
+def held(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Hold a folder inside the context; other processes have it too, each for a moment, and are waited for.
+
+    Args:
+        folder: must exist.
+        seconds: how long to wait at most.
+
+    Raises:
+        FolderInUse: when another process holds it for longer.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            lock = FolderLock(folder)
+            break
+        except FolderInUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release()
