@@ -53,7 +53,7 @@ def answered(folder: Path, cell: Cell, name: str, weights: str) -> bool:
     """
     try:
         made = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["settings"]
-    except OSError:
+    except (OSError, ValueError):  # none, or damaged
         return False
     return made["weights_sha256"] == weights and answers(made, cell, name)
 
