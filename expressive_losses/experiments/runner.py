@@ -116,7 +116,7 @@ def _in_processes(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
 
 
 def _in_a_pool(waiting: deque[list[Job]], processes: int) -> Generator[Result, None, list[list[Job]]]:
-    """Take groups from those that wait until none is left or the pool is lost; return the groups that it was at then."""
+    """Take groups until none waits or the pool is lost; return the groups that it was at then."""
     lost: list[list[Job]] = []
     at_work: dict[Future[list[Result]], list[Job]] = {}
     with _pool(processes) as pool, _sigterm_to_children(pool):
