@@ -109,7 +109,7 @@ def polytope_command(arguments: Sequence[str]) -> None:
     elif seeds:
         out = _results(options) / options.scale / "ibp" / "figure4"
         rows = polytope.reproduce(seeds, out, options.jobs)
-        print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out.with_suffix('.png')}")
+        print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out}.jsonl and .png (seed 0)")
 
 
 def sweep_command(arguments: Sequence[str]) -> None:
