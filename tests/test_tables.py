@@ -197,6 +197,9 @@ def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "2 of 4 cells](../results/smoke/" in overview([path], tmp_path / "results")
     assert "12 s (CPU x2) | not run (4 cells) |" in overview([path], tmp_path / "results")
+    other_seed = {**rows[0], "seed": 7, "command": rows[0]["command"].replace("--seed 100", "--seed 7")}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, other_seed]))
+    assert "3 of 5 cells](../results/smoke/" in overview([path], tmp_path / "results"), "as the page has it"
 
 
 def test_a_row_is_of_the_config_as_it_was(tmp_path):
