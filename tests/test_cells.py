@@ -112,3 +112,10 @@ def test_a_folder_that_others_hold_is_waited_for(tmp_path):
     with held(tmp_path, 0.0), pytest.raises(FolderInUse):
         FolderLock(tmp_path)
     FolderLock(tmp_path).release()
+
+
+def test_a_network_of_which_nothing_is_asked_is_not_loaded(tmp_path, monkeypatch):
+    """It may name code of the user's, which only training may import without --trust."""
+    monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("loaded"))
+    cell = one_cell(tmp_path, verify={})
+    assert do(cell, tmp_path) and row_of_cell(cell, tmp_path)["verify"] == {}

@@ -65,7 +65,7 @@ def _execute(
         observe = Observer(cell.observe, run) if cell.observe else watch
         experiment.train(cell.resolved, run, device, data_root, resume=True, quiet=True, observe=observe)
         worked = True
-    weights = weights_of(model)
+    weights = _weights(cell, model)
     for name in cell.verifications:
         out = folder / cell.verify_folder(name)
         if not answered(out, cell, name, weights):
@@ -81,6 +81,11 @@ def _execute(
             write_json(folder / f"{name}.json", {"weights_sha256": weights, "figures": figures})
             worked = True
     return worked
+
+
+def _weights(cell: Cell, model: Path) -> str:
+    """Return the hash of the trained network; "" where nothing is asked of it, which then need not be loaded."""
+    return weights_of(model) if cell.verifications or cell.measures else ""
 
 
 def _goes_on(out: Path, asked: Mapping[str, Any]) -> bool:
@@ -114,7 +119,7 @@ def row_of_cell(cell: Cell, root: Path) -> dict[str, Any] | None:
     folder = root / cell.key
     run = folder / "run"
     try:
-        row, weights = row_of(run), weights_of(run / TRAINED_MODEL)
+        row, weights = row_of(run), _weights(cell, run / TRAINED_MODEL)
     except UserError:
         return None
     outs = {name: folder / cell.verify_folder(name) for name in cell.verifications}
