@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from expressive_losses.errors import UserError
@@ -54,17 +55,27 @@ class FolderLock:
             self._file.close()
 
 
-def patient_lock(folder: Path, seconds: float = 60.0) -> FolderLock:
-    """Lock a folder that other processes lock as well, each for a moment.
+@contextmanager
+def held(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Hold a folder inside the context; other processes have it too, each for a moment, and are waited for.
+
+    Args:
+        folder: must exist.
+        seconds: how long to wait at most.
 
     Raises:
-        FolderInUse: when it is still held after ``seconds``.
+        FolderInUse: when another process holds it for longer.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return FolderLock(folder)
+            lock = FolderLock(folder)
+            break
         except FolderInUse:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.2)
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release()

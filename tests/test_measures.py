@@ -16,6 +16,7 @@ from expressive_losses.experiments.cli import main
 from expressive_losses.experiments.measures import end_of_training, losses, measure
 from expressive_losses.experiments.observe import Observer
 from expressive_losses.registry import LOSSES
+from expressive_losses.run import read_jsonl
 from expressive_losses.types import Box
 
 SMALL = {
@@ -58,6 +59,32 @@ def test_training_tightens_the_bounds_of_the_toy_problem(tmp_path, capsys):
     assert polytope.reproduce([0], folder / "figure4") == [row], "what is there is not done again"
     main(["polytope", "--scale", "full", "--shard", "1/2", "--dry-run"])
     assert [line[-1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["1", "3"]
+
+
+def test_shards_of_the_toy_problem_share_rows_and_picture(tmp_path, monkeypatch):
+    """Another process writes its row while this one trains: both stay. Only seed 0 is drawn, whoever has it."""
+    out, drawn = tmp_path / "figure4", []
+
+    def row(seed: int, **changes) -> dict:
+        return {"seed": seed, "eps": polytope.EPS, "looseness": {"0": 9.0, "200": 2.0, "800": 1.0}, **changes}
+
+    def train_while_another_writes(seed: int):
+        with open(out.with_suffix(".jsonl"), "a") as file:
+            file.write(json.dumps(row(9 - seed)) + "\n")
+        return seed, row(seed, trained="now"), {}
+
+    monkeypatch.setattr(polytope, "_row", train_while_another_writes)
+    monkeypatch.setattr(polytope, "draw", lambda shots, path: drawn.append(path))
+    assert polytope.reproduce([1], out) == [row(1, trained="now")]
+    assert read_jsonl(out.with_suffix(".jsonl")) == [row(1, trained="now"), row(8)] and drawn == []
+    assert polytope.reproduce([0, 1], out) == [row(0, trained="now"), row(1, trained="now")]
+    assert [one["seed"] for one in read_jsonl(out.with_suffix(".jsonl"))] == [0, 1, 8, 9]
+    assert drawn == [out.with_suffix(".png")]
+    for changes in ({"eps": 0.1}, {"ramp": 0}, {"looseness": {"0": 9.0}}):
+        out.with_suffix(".jsonl").write_text(json.dumps(row(3, **changes)) + "\n")
+        assert polytope.reproduce([3], out) == [row(3, trained="now")], f"a row of other settings: {changes}"
+    assert polytope.reproduce([3], out) == [row(3, trained="now")]
+    assert len(read_jsonl(out.with_suffix(".jsonl"))) == 2, "not trained again"
 
 
 def test_observing_changes_nothing_and_gives_a_row_an_epoch(tmp_path):

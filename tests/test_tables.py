@@ -6,6 +6,7 @@ import shutil
 from experimenting import (
     CONFIG,
     EXPERIMENT,
+    ROOT,
     SMALL,
     made_up,
     rows_of,
@@ -20,10 +21,11 @@ from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.cli import main
 from expressive_losses.experiments.overview import overview
 from expressive_losses.experiments.question import question
-from expressive_losses.experiments.report import page
-from expressive_losses.experiments.rows import by_command, collect, found
+from expressive_losses.experiments.report import page, rows_file
+from expressive_losses.experiments.rows import by_command, collect, found, seeds_of
 from expressive_losses.experiments.spec import load
 from expressive_losses.experiments.table import lines
+from expressive_losses.results import read_rows
 
 
 def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
@@ -156,7 +158,7 @@ def test_rows_may_be_in_a_file_of_their_own_and_those_of_runs_by_hand_are_found(
     file.write_text("".join(json.dumps({**by_hand, "verify": one}) + "\n" for one in for_eps))
     assert collect([], tmp_path, file) == 2, "rows of two questions are two rows"
     file.write_text(json.dumps({**by_hand, "seed": 2}) + "\n")
-    assert "77.00" not in page(experiment, "smoke", tmp_path), "another seed is another cell"
+    assert found(cell, by_command([{**by_hand, "seed": 2}])) is None, "another seed is another cell"
     assert collect([cell], tmp_path, file) == 1, "what is not here is kept"
 
 
@@ -208,6 +210,9 @@ def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "2 of 4 cells](../results/smoke/" in overview([path], tmp_path / "results")
     assert "12 s (CPU x2) | not run (4 cells) |" in overview([path], tmp_path / "results")
+    other_seed = {**rows[0], "seed": 7, "command": rows[0]["command"].replace("--seed 100", "--seed 7")}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, other_seed]))
+    assert "3 of 5 cells](../results/smoke/" in overview([path], tmp_path / "results"), "as the page has it"
 
 
 def test_a_row_is_of_the_config_as_it_was(tmp_path):
@@ -221,3 +226,62 @@ def test_a_row_is_of_the_config_as_it_was(tmp_path):
     assert edited.commands == cell.commands
     assert found(edited, by_command([row])) is None
     assert found(edited, by_command([made_up(cell, 50.0)])), "older rows do not say"
+
+
+def test_a_row_of_the_runner_is_of_what_its_verification_asked(tmp_path):
+    """The same command, but a default of verification has changed since; what a row does not say counts as asked."""
+    (cell, _) = grid.cells(load(write(tmp_path)), "smoke")
+    row, asked = made_up(cell, 50.0), question(cell, "ibp")
+
+    def is_found(said: dict) -> bool:
+        return found(cell, by_command([{**row, "verify": {"ibp": {**row["verify"]["ibp"], **said}}}])) is not None
+
+    clean, pgd, *rest = asked["stages"]
+    assert is_found({}) and is_found(asked) and is_found({"eps": asked["eps"]})
+    others = {"eps": "0.01", "first": 7, "dtype": "float64", "stages": [clean, {**pgd, "steps": 1}, *rest]}
+    assert not any(is_found({**asked, key: value}) for key, value in others.items())
+    old = {key: value for key, value in pgd.items() if key != "steps"}
+    assert is_found({**asked, "stages": [clean, old, *rest]}), "an option that is new since has its default"
+    assert not is_found({**asked, "stages": [clean, {**pgd, "gone": 1}, *rest]})
+    assert not found(cell, by_command([{**row, "verify": {"other name": row["verify"]["ibp"]}}]))
+
+
+def test_rows_are_found_from_any_working_folder(tmp_path, monkeypatch):
+    """A config of a repository is named from its root; the committed rows are, and the commands are typed there."""
+    experiment = load(ROOT / "scripts" / "expressive_losses" / "table3.yaml")
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = grid.cells(experiment, "cpu")
+    assert first.commands[0].startswith("python train.py --config configs/mnist_0.1/")
+    assert found(first, by_command(read_rows(rows_file(experiment, "cpu", ROOT / "results"))))
+    outside = grid.cells(load(write(tmp_path)), "smoke")[0]
+    assert f"--config {tmp_path / 'small.yaml'} " in outside.commands[0]
+    (tmp_path / ".git").write_text("a work tree")
+    inside = grid.cells(load(write(tmp_path)), "smoke")[0]
+    assert "--config small.yaml " in inside.commands[0]
+
+
+def test_a_page_is_of_all_seeds_that_are_there(tmp_path, capsys):
+    """Asking for one seed leaves the others on the page; what was run of a seed stays without asking for it."""
+    path = write(tmp_path)
+    experiment = load(path)
+    file = tmp_path / "runs" / "results" / "smoke" / tmp_path.name / "table.jsonl"
+    file.parent.mkdir(parents=True)
+    rows = [made_up(grid.cells(experiment, "smoke", [seed])[0], 50.0 + seed) for seed in (1, 2, 100)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert seeds_of(experiment, "smoke", [7], by_command(rows)) == (100, 7, 1, 2)
+    for more in ([], ["--seeds", "7"]):
+        main(["report", str(path), "--runs", str(tmp_path / "runs"), *more])
+        # mean of 51, 52 and 150
+        assert "| MTL | 0.1 | 84.33 ± 56.87 | 3 | 8 |" in file.with_suffix(".md").read_text()
+    assert len(file.read_text().splitlines()) == 3
+
+
+def test_the_rows_of_many_cells_are_found_in_time(tmp_path, monkeypatch):
+    """Commands are put together once a cell, not once for each pair of a cell and a row."""
+    calls = []
+    text = grid._text
+    monkeypatch.setattr(grid, "_text", lambda *arguments: calls.append(1) or text(*arguments))
+    cells = grid.cells(load(write(tmp_path)), "smoke", range(20))
+    rows = by_command([made_up(cell, 50.0) for cell in cells])
+    assert all(found(cell, rows) for cell in cells for _ in range(3))
+    assert len(calls) == 2 * len(cells), "one of training and one of verification"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +10,16 @@ from pathlib import Path
 from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.experiments.grid import Cell, key_of
-from expressive_losses.experiments.question import question
+from expressive_losses.experiments.question import answered, weights_of
 from expressive_losses.locking import FolderLock
 from expressive_losses.results import row_of
 from expressive_losses.run import TRAINED_MODEL
-from expressive_losses.verify.ledger import FILE_NAME as LEDGER
 
 
 def adopt(run: Path, cells: Sequence[Cell], root: Path) -> list[str]:
     """Copy a finished run, and the verifications inside it, into the cells that train the same network.
 
-    Equal are: every value of the resolved config; and of a verification, the weights and all that is asked in the head
-    of its ledger.
+    Equal are: every value of the resolved config; and of a verification, the weights and all that is asked.
 
     Args:
         run: run directory, with any number of folders of verify.py in it.
@@ -45,36 +42,28 @@ def adopt(run: Path, cells: Sequence[Cell], root: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     try:
-        found = ["network"] if _copied(run, folder / "run") else []
+        there = (folder / "run" / "summary.json").exists()
+        found = [] if there else ["network"]
+        if not there:
+            _copy(run, folder / "run")
         if not filecmp.cmp(run / TRAINED_MODEL, folder / "run" / TRAINED_MODEL, shallow=False):
             return found  # trained again elsewhere: its verifications are of other weights
-        asked = {cell.verify_folder(name): (cell, name) for cell in mine for name in cell.verifications}
-        for name, (cell, verification) in asked.items():
+        weights = weights_of(folder / "run" / TRAINED_MODEL)
+        asked = {cell.verify_folder(name): (cell, name, weights) for cell in mine for name in cell.verifications}
+        for name, verification in asked.items():
             for made in sorted(run.glob("verify-*")):
-                if _answers(made, cell, verification) and _copied(made, folder / name):
+                if answered(made, *verification) and not answered(folder / name, *verification):
+                    _copy(made, folder / name)
                     found.append(made.name)
         return found
     finally:
         lock.release()
 
 
-def _answers(made: Path, cell: Cell, name: str) -> bool:
-    """Return whether a finished verification is of the question that a cell asks."""
-    if not (made / "summary.json").exists() or not (made / LEDGER).exists():
-        return False
-    with open(made / LEDGER, encoding="utf-8") as file:
-        head = json.loads(file.readline())
-    wanted = question(cell, name)
-    return {key: head.get(key) for key in wanted} == wanted
-
-
-def _copied(source: Path, target: Path) -> bool:
-    """Copy a folder without the verifications inside it, unless it is there; return whether it was copied."""
-    if (target / "summary.json").exists():
-        return False
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without the verifications inside it; whatever is in its place goes."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns("verify-*", ".lock"))
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    return True

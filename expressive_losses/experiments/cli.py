@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +16,10 @@ from expressive_losses.experiments import grid, polytope
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
-from expressive_losses.experiments.rows import by_command, collect, found
+from expressive_losses.experiments.rows import by_command, collect, found, seeds_of
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
-from expressive_losses.locking import patient_lock
+from expressive_losses.locking import held
 from expressive_losses.results import read_rows
 from expressive_losses.verify.shard import parse_shard
 
@@ -58,7 +60,7 @@ def run_command(arguments: Sequence[str]) -> None:
         """Write the row of a cell at once: whatever happens to the others, it is there."""
         for one, cells in zip(experiments, grids, strict=True):
             if any(cell is mine for mine in cells):
-                _collect(one, [cell], options, root)
+                _keep(cell, root, rows_file(one, options.scale, _results(options)))
 
     results = run(jobs, options.jobs, lambda line: print(line, flush=True), keep)
     for one in experiments:
@@ -107,7 +109,7 @@ def polytope_command(arguments: Sequence[str]) -> None:
     elif seeds:
         out = _results(options) / options.scale / "ibp" / "figure4"
         rows = polytope.reproduce(seeds, out, options.jobs)
-        print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out.with_suffix('.png')}")
+        print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out}.jsonl and .png (seed 0)")
 
 
 def sweep_command(arguments: Sequence[str]) -> None:
@@ -154,7 +156,10 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--scale", choices=SCALES, default="smoke",
         help="smoke: minutes on two cores (default); cpu: hours, small networks; full: the paper's setting, on GPUs",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="in place of the file's")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED",
+        help="what to run, in place of the file's; a page has all seeds that were run",
+    )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"trained networks; default {RUNS}")
     parser.add_argument("--results", type=Path, metavar="DIR", help="rows and tables; default: results in --runs")
     return parser
@@ -195,28 +200,25 @@ def _results(options: argparse.Namespace) -> Path:
     return options.results or options.runs / "results"
 
 
+def _keep(cell: grid.Cell, root: Path, path: Path) -> None:
+    """Write the row of a cell; if that cannot be done now, say so: the end of the run does it again."""
+    try:
+        collect([cell], root, path)
+    except UserError as error:
+        print(f"its row is written at the end, now it cannot be: {error}", file=sys.stderr, flush=True)
+    except Exception:  # noqa: BLE001 - of a row, or of a bug: hours of other cells must not be lost for it
+        traceback.print_exc(file=sys.stderr)
+
+
 def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> None:
-    _collect(experiment, grid.cells(experiment, options.scale, options.seeds), options, root, rendered=True)
-
-
-def _collect(
-    experiment: Experiment,
-    cells: Sequence[grid.Cell],
-    options: argparse.Namespace,
-    root: Path,
-    rendered: bool = False,
-) -> None:
-    """Write the rows of the cells that are done; then render the whole table, if asked for."""
+    """Write the rows of the cells that are done, then the page, of all seeds."""
     results = _results(options)
     path = rows_file(experiment, options.scale, results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = patient_lock(path.parent)
-    try:
-        collect(cells, root, path)
-        if rendered:
-            print(report(experiment, options.scale, results, options.seeds))
-    finally:
-        lock.release()
+    collect(grid.cells(experiment, options.scale, seeds_of(experiment, options.scale, options.seeds)), root, path)
+    pages = path.parent / ".pages"  # for its lock only: drawing takes seconds, in which others keep rows
+    pages.mkdir(exist_ok=True)
+    with held(pages, 600):
+        print(report(experiment, options.scale, results, options.seeds))
 
 
 def _summary(results: Sequence[Result], seconds: float) -> None:

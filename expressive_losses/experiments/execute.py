@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from expressive_losses.errors import UserError
 from expressive_losses.experiments import measures
 from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.observe import Observer
+from expressive_losses.experiments.question import answered, question, weights_of
 from expressive_losses.locking import FolderLock
 from expressive_losses.results import row_of, verification_of
 from expressive_losses.run import TRAINED_MODEL, write_json
 from expressive_losses.trainer import Trainer
+from expressive_losses.verify.ledger import FILE_NAME as LEDGER
 
 
 def execute(
@@ -58,35 +61,73 @@ def complete_cell(
 ) -> bool:
     """Do as :func:`execute` does, in a cell's own folder that the caller has locked."""
     worked = False
-    run = folder / "run"
+    run, model = folder / "run", folder / "run" / TRAINED_MODEL
     if not (run / "summary.json").exists():
         observe = Observer(cell.observe, run) if cell.observe else watch
         experiment.train(cell.resolved, run, device, data_root, resume=True, quiet=True, observe=observe)
         worked = True
+    weights = _weights(cell, model)
     for name in cell.verifications:
         out = folder / cell.verify_folder(name)
-        if not (out / "summary.json").exists():
-            place = ["--model", str(run / TRAINED_MODEL), "--out", str(out), "--resume", "--quiet"]
+        if not answered(out, cell, name, weights):
+            if not _goes_on(out, {"weights_sha256": weights, **question(cell, name)}):
+                _set_aside(out)
+            place = ["--model", str(model), "--out", str(out), "--resume", "--quiet"]
             where = ["--device", str(device), *(["--data-dir", str(data_root)] if data_root else [])]
             verify([*cell.verify_arguments(name), *place, *where])
             worked = True
     for name in cell.measures:
-        if not (folder / f"{name}.json").exists():
-            write_json(folder / f"{name}.json", measures.measure(name, run / TRAINED_MODEL, device, data_root))
+        if _measured(folder, name, weights) is None:
+            figures = measures.measure(name, model, device, data_root)
+            write_json(folder / f"{name}.json", {"weights_sha256": weights, "figures": figures})
             worked = True
     return worked
 
 
+def _weights(cell: Cell, model: Path) -> str:
+    """Return the hash of the trained network; "" where nothing is asked of it, which then need not be loaded."""
+    return weights_of(model) if cell.verifications or cell.measures else ""
+
+
+def _goes_on(out: Path, asked: Mapping[str, Any]) -> bool:
+    """Return whether verification can go on in a folder: not finished, and begun with what is asked, if at all."""
+    try:
+        with open(out / LEDGER, encoding="utf-8") as file:
+            head = json.loads(file.readline() or "{}")
+    except (OSError, ValueError):  # none, or one that died while it wrote the first line
+        head = {}
+    return not (out / "summary.json").exists() and (not head or {key: head.get(key) for key in asked} == dict(asked))
+
+
+def _set_aside(out: Path) -> None:
+    """Rename the folder of a verification of other weights, or of what was asked before: it may have taken hours."""
+    former = out.with_name(f"former-{out.name}")
+    shutil.rmtree(former, ignore_errors=True)
+    out.rename(former)
+
+
+def _measured(folder: Path, name: str, weights: str) -> dict[str, float] | None:
+    """Return what was measured of these weights; None if it was not."""
+    try:
+        found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found["figures"] if found.get("weights_sha256") == weights else None
+
+
 def row_of_cell(cell: Cell, root: Path) -> dict[str, Any] | None:
-    """Return the row of a cell, or None while anything of it is missing."""
+    """Return the row of a cell, or None while anything of it is missing, or of other weights than the network's."""
     folder = root / cell.key
     run = folder / "run"
     try:
-        row = row_of(run)
-        verified = {name: verification_of(folder / cell.verify_folder(name)) for name in cell.verifications}
-        measured = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in cell.measures}
-    except (UserError, OSError):
+        row, weights = row_of(run), _weights(cell, run / TRAINED_MODEL)
+    except UserError:
         return None
+    outs = {name: folder / cell.verify_folder(name) for name in cell.verifications}
+    measured = {name: _measured(folder, name, weights) for name in cell.measures}
+    if None in measured.values() or not all(answered(out, cell, name, weights) for name, out in outs.items()):
+        return None
+    verified = {name: verification_of(out) for name, out in outs.items()}
     row.pop("verify", None)
     seconds = row["training_seconds"] + sum(one["seconds"] for one in verified.values())
     first, *rest = cell.commands

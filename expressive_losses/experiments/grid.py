@@ -95,7 +95,7 @@ class Cell:
     def train_arguments(self) -> list[str]:
         """Arguments of train.py."""
         given = [word for text in self.assignments for word in ("--set", text)]
-        return ["--config", os.path.relpath(self.config), "--seed", str(self.seed), *given]
+        return ["--config", _in_its_repository(self.config), "--seed", str(self.seed), *given]
 
     def verify_arguments(self, name: str) -> list[str]:
         """Arguments of verify.py, without those that name the network and the folders."""
@@ -111,7 +111,7 @@ class Cell:
         """Name of the folder of a verification inside the cell's: the same question has the same folder."""
         return f"verify-{_hash(self.verify_arguments(name))}"
 
-    @property
+    @cached_property
     def commands(self) -> list[str]:
         """The commands that repeat the cell by hand; they identify its row."""
         return [_text("train.py", self.train_arguments)] + [
@@ -188,6 +188,17 @@ def shard(all_cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
 def key_of(config: Config, observe: Sequence[str] = ()) -> str:
     """Return the hash of a resolved config and of what is observed while it trains."""
     return _hash([config.fingerprint(), list(observe)])
+
+
+def _in_its_repository(path: Path) -> str:
+    """Return the path of a file from the repository that it is in, where commands are typed; the whole path, if none.
+
+    Not from the working folder: the row of a cell is found from any.
+    """
+    file = Path(os.path.abspath(path))
+    marked = (folder for folder in file.parents if (folder / ".git").exists() or (folder / "pyproject.toml").exists())
+    root = next(marked, None)
+    return (file if root is None else file.relative_to(root)).as_posix()
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from pathlib import Path
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.grid import cells
 from expressive_losses.experiments.report import rows_file
-from expressive_losses.experiments.rows import Row, by_command, found
+from expressive_losses.experiments.rows import Row, by_command, found, seeds_of
 from expressive_losses.experiments.spec import SCALES, Experiment, Scale, load
 from expressive_losses.experiments.table import lines
 from expressive_losses.results import read_rows
@@ -58,9 +58,11 @@ class _Rows:
     def __init__(self, experiment: Experiment, scale: Scale, results: Path) -> None:
         self._experiment = experiment
         self._link = f"../{results.name}/{scale}/{experiment.name}.md"
-        self._cells = [cell for cell in cells(experiment, scale) if cell.runs]
         self._rows = by_command(read_rows(rows_file(experiment, scale, results)))
-        self._mine = [row for cell in self._cells if (row := found(cell, self._rows)) is not None] if self._rows else []
+        own, all_seeds = seeds_of(experiment, scale), seeds_of(experiment, scale, rows=self._rows)
+        pairs = [(cell, found(cell, self._rows)) for cell in cells(experiment, scale, all_seeds) if cell.runs]
+        self._cells = [cell for cell, row in pairs if cell.seed in own or row is not None]
+        self._mine = [row for _, row in pairs if row is not None]
 
     def state(self) -> str:
         """Return "12 of 31 cells, 95 s (AMD EPYC x2)", with a link to the page, or "not run"."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
+from expressive_losses.locking import held
 from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import MODELS
 from expressive_losses.run import environment, read_jsonl, write_text
@@ -33,7 +34,14 @@ EPS = 0.08
 STEPS = (0, 200, 800)
 _SHAPE = (1, 1, 2)
 _POINTS, _POSITIVE, _APART, _SAMPLES = 13, 5, 2 * EPS, 20_000
-_RAMP = 400
+_RAMP, _LR, _HIDDEN = 400, 1e-3, (100, 100, 100)
+#: What a row is of, beside its seed.
+SETTINGS = {
+    "eps": EPS, "steps": list(STEPS), "points": _POINTS, "positive": _POSITIVE, "apart": _APART, "samples": _SAMPLES,
+    "ramp": _RAMP, "lr": _LR, "hidden": list(_HIDDEN),
+}  # fmt: skip
+#: Every scale's first seed, the one that is drawn.
+DRAWN = 0
 
 
 def points(generator: torch.Generator) -> Tensor:
@@ -80,9 +88,9 @@ def train(seed: int, steps: Sequence[int] = STEPS) -> dict[int, dict[str, Any]]:
     torch.manual_seed(seed)
     x = points(generator)
     labels = (torch.arange(len(x)) < _POSITIVE).long()
-    model = MODELS.build({"name": "mlp", "hidden": (100, 100, 100)}).build(_SHAPE, 2)
+    model = MODELS.build({"name": "mlp", "hidden": _HIDDEN}).build(_SHAPE, 2)
     network = BoundedNetwork(model, _SHAPE, 2)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=_LR)
     shots = {}
     for step in range(max(steps) + 1):
         if step in steps:
@@ -118,21 +126,31 @@ def draw(shots: dict[int, dict[str, Any]], path: Path) -> None:
 
 
 def reproduce(seeds: Sequence[int], out: Path, jobs: int = 1) -> list[dict[str, Any]]:
-    """Do the seeds of which ``out``.jsonl has no row yet, draw the first one into ``out``.png; return the rows.
+    """Do the seeds of which ``out``.jsonl has no row yet; return their rows. Seed 0 is drawn into ``out``.png.
+
+    Other processes may do other seeds at the same time.
 
     Args:
         jobs: processes, one seed at a time each.
     """
-    rows = {row["seed"]: row for row in read_jsonl(out.with_suffix(".jsonl"))}
-    picture = out.with_suffix(".png")
-    missing = [seed for seed in seeds if seed not in rows or (seed == seeds[0] and not picture.exists())]
+    path, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
+    there = {row["seed"] for row in read_jsonl(path) if _is_of_these_settings(row)}
+    missing = [seed for seed in seeds if seed not in there or (seed == DRAWN and not picture.exists())]
     out.parent.mkdir(parents=True, exist_ok=True)
-    for seed, row, shots in _trained(missing, jobs):
-        rows[seed] = row
-        if seed == seeds[0]:
-            draw(shots, picture)
-    write_text(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows.values()))
+    trained = _trained(missing, jobs)
+    with held(out.parent):
+        rows = {row["seed"]: row for row in [*read_jsonl(path), *(row for _, row, _ in trained)]}
+        write_text(path, "".join(json.dumps(rows[seed]) + "\n" for seed in sorted(rows)))
+        for seed, _, shots in trained:
+            if seed == DRAWN:
+                draw(shots, picture)
     return [rows[seed] for seed in seeds]
+
+
+def _is_of_these_settings(row: dict[str, Any]) -> bool:
+    """Return whether a row would come out the same; an older one does not say all of its settings."""
+    said = {"steps": [int(step) for step in row["looseness"]], **row}
+    return all(said[key] == value for key, value in SETTINGS.items() if key in said)
 
 
 def command(seed: int) -> str:
@@ -152,4 +170,4 @@ def _row(seed: int) -> tuple[int, dict[str, Any], dict[int, dict[str, Any]]]:
     about, shots = environment(torch.device("cpu")), train(seed)
     areas = {str(step): round(looseness(shot), 4) for step, shot in shots.items()}
     kept = {key: about[key] for key in ("time", "git", "device", "threads", "torch", "python")}
-    return seed, {"command": command(seed), "seed": seed, "images": 1, "eps": EPS, "looseness": areas, **kept}, shots
+    return seed, {"command": command(seed), "seed": seed, "images": 1, **SETTINGS, "looseness": areas, **kept}, shots

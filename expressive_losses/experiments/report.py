@@ -8,7 +8,7 @@ from pathlib import Path
 from expressive_losses.experiments import render
 from expressive_losses.experiments.figures import draw
 from expressive_losses.experiments.grid import cells
-from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.rows import by_command, seeds_of
 from expressive_losses.experiments.spec import Experiment, Scale
 from expressive_losses.experiments.table import lines
 from expressive_losses.results import read_rows
@@ -21,20 +21,25 @@ def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
 
 
 def page(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> str:
-    """Return the table of the rows that are there, as Markdown."""
+    """Return the table of the rows that are there, as Markdown.
+
+    Args:
+        seeds: beside those of the experiment and of the rows.
+    """
     rows = by_command(read_rows(rows_file(experiment, scale, results)))
-    return render.markdown(experiment, scale, lines(experiment, cells(experiment, scale, seeds), rows))
+    grid = cells(experiment, scale, seeds_of(experiment, scale, seeds, rows))
+    return render.markdown(experiment, scale, lines(experiment, grid, rows))
 
 
 def report(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> Path:
-    """Render an experiment beside its rows; return the path of the Markdown page.
+    """Render an experiment beside its rows, as :func:`page` does; return the path of the Markdown page.
 
     Raises:
         UserError: when a file cannot be written.
     """
     path = rows_file(experiment, scale, results)
-    grid = cells(experiment, scale, seeds)
     rows = by_command(read_rows(path))
+    grid = cells(experiment, scale, seeds_of(experiment, scale, seeds, rows))
     found = lines(experiment, grid, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.with_suffix(".md"), render.markdown(experiment, scale, found))

@@ -10,7 +10,9 @@ from typing import Any
 
 from expressive_losses.experiments.execute import row_of_cell
 from expressive_losses.experiments.grid import Cell
-from expressive_losses.experiments.question import question
+from expressive_losses.experiments.question import answers
+from expressive_losses.experiments.spec import Experiment, Scale, ScaleSpec
+from expressive_losses.locking import held
 from expressive_losses.results import QUESTION, read_rows
 from expressive_losses.run import write_text
 
@@ -21,23 +23,36 @@ Identity = tuple[str, ...]
 def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     """Write the rows of all cells that are done, in the order of the grid; return how many there are.
 
-    Rows of the file whose cells are not in ``root`` (another machine's, another seed's) are kept, before them.
+    Rows of the file whose cells are not in ``root`` (another machine's, another seed's) are kept, before them. Several
+    runners may write to the folder, each for a moment.
 
     Args:
         cells: of the experiment.
         root: folder of all cells.
         path: the rows, JSON lines.
+
+    Raises:
+        FolderInUse: another process has the folder of the rows for a minute.
     """
-    known = by_command(read_rows(path))
-    for cell in cells:
-        row = row_of_cell(cell, root) if cell.runs else None
-        if row is not None:
-            for former in [key for key, one in known.items() if _is_of(cell, one)]:
-                del known[former]
-            known[identity(row)] = row
+    found_now = [(cell, row_of_cell(cell, root)) for cell in cells if cell.runs]  # slow: before the folder is taken
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
+    with held(path.parent):
+        known = by_command(read_rows(path))
+        for cell, row in found_now:
+            if row is not None:
+                for former in [key for key, _ in _of(cell, known)]:
+                    del known[former]
+                known[identity(row)] = row
+        write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
     return len(known)
+
+
+def seeds_of(
+    experiment: Experiment, scale: Scale, asked: Sequence[int] | None = None, rows: Mapping[Identity, Row] = {}
+) -> tuple[int, ...]:
+    """Return the seeds of a page: those of the experiment, those asked for beside them, and those of rows there are."""
+    own = experiment.scales.get(scale, ScaleSpec()).seeds or experiment.seeds
+    return tuple(dict.fromkeys([*own, *(asked or ()), *sorted({row["seed"] for row in rows.values()})]))
 
 
 def by_command(rows: Sequence[Row]) -> dict[Identity, Row]:
@@ -57,32 +72,28 @@ def identity(row: Row) -> Identity:
 
 def found(cell: Cell, rows: Mapping[Identity, Row]) -> Row | None:
     """Return the row of a cell, or None where it was not run; the runner's before one of a run by hand."""
-    candidates = [row for row in rows.values() if _is_of(cell, row)]
-    return min(candidates, key=lambda row: "then" not in row, default=None)
+    return min((row for _, row in _of(cell, rows)), key=lambda row: "then" not in row, default=None)
 
 
-def _is_of(cell: Cell, row: Row) -> bool:
-    """Return whether a row is of this cell: same training, seed and verifications.
-
-    The same command trains another network when the config file that it names has changed since: rows say which
-    config they are of (older ones do not).
-    """
+def _of(cell: Cell, rows: Mapping[Identity, Row]) -> list[tuple[Identity, Row]]:
+    """Return the rows of a cell with their identities; whether training and seed are the same, these say already."""
     first, *rest = cell.commands
-    if (_command(row["command"]), str(row["seed"])) != (_command(first), str(cell.seed)):
-        return False
+    trained = (_command(first), str(cell.seed))
+    return [(key, row) for key, row in rows.items() if key[:2] == trained and _is_of(cell, rest, row)]
+
+
+def _is_of(cell: Cell, then: Sequence[str], row: Row) -> bool:
+    """Return whether a row of the same command and seed is of this cell: same config and verifications.
+
+    The same command trains another network when the config file that it names has changed since, and asks something
+    else when a default of verification has: rows say which config and which questions they are of (older ones do not).
+    """
     if "config" in row and row["config"] != cell.resolved.fingerprint():
         return False
-    if "then" in row:
-        return list(row["then"]) == rest
-    return set(row.get("verify", ())) == set(cell.verifications) and _asked_the_same(cell, row)
-
-
-def _asked_the_same(cell: Cell, row: Row) -> bool:
-    for name, made in row.get("verify", {}).items():
-        wanted = question(cell, name)
-        if any(made[key] != wanted[key] for key in QUESTION if key in made):
-            return False
-    return True
+    verified = row.get("verify", {})
+    if list(row.get("then", then)) != list(then) or set(verified) != set(cell.verifications):
+        return False
+    return all(answers(made, cell, name) for name, made in verified.items())
 
 
 def _command(text: str) -> str:

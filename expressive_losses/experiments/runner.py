@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,22 +102,38 @@ def _here(jobs: Sequence[Job]) -> Iterator[Result]:
 
 
 def _in_processes(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
-    """One process a cell at a time; the same network is never trained by two."""
-    groups = [list(group) for _, group in itertools.groupby(_sorted(jobs), key=lambda job: job.cell.key)]
-    broken: list[list[Job]] = []
-    with _pool(processes) as pool, _sigterm_to_children(pool):
-        futures = {pool.submit(_attempt_all, group): group for group in groups}
-        for future in as_completed(futures):
-            try:
-                yield from _matched(futures[future], future.result())
-            except BrokenProcessPool:
-                broken.append(futures[future])
-    for group in broken:  # a process was killed (memory?): each of the rest alone, so that only the culprit fails
-        with _pool(1) as pool:
-            try:
-                yield from _matched(group, pool.submit(_attempt_all, group).result())
-            except BrokenProcessPool:
+    """One process a cell at a time; the same network is never trained by two.
+
+    When a process is killed (out of memory?), the pool is lost with it: what was in work is tried again, each alone, so
+    that only the culprit fails, and the rest goes on in a new pool.
+    """
+    waiting = deque(list(group) for _, group in itertools.groupby(_sorted(jobs), key=lambda job: job.cell.key))
+    while waiting:
+        lost = yield from _in_a_pool(waiting, processes)
+        for group in lost:
+            if (yield from _in_a_pool(deque([group]), 1)):
                 yield from (Result(job.cell, "failed", "its process was killed (out of memory?)") for job in group)
+
+
+def _in_a_pool(waiting: deque[list[Job]], processes: int) -> Generator[Result, None, list[list[Job]]]:
+    """Take groups until none waits or the pool is lost; return the groups that it was at then."""
+    lost: list[list[Job]] = []
+    at_work: dict[Future[list[Result]], list[Job]] = {}
+    with _pool(processes) as pool, _sigterm_to_children(pool):
+        while at_work or (waiting and not lost):
+            while waiting and not lost and len(at_work) < processes:  # no more than that: the others were not begun
+                group = waiting.popleft()
+                try:
+                    at_work[pool.submit(_attempt_all, group)] = group
+                except BrokenProcessPool:
+                    lost.append(group)
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                group = at_work.pop(future)
+                try:
+                    yield from _matched(group, future.result())
+                except BrokenProcessPool:
+                    lost.append(group)
+    return lost
 
 
 @contextmanager

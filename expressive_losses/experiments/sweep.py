@@ -41,7 +41,7 @@ from expressive_losses.errors import UserError
 from expressive_losses.experiments.execute import complete_cell, row_of_cell
 from expressive_losses.experiments.grid import Cell, assignments_of
 from expressive_losses.experiments.spec import Verification
-from expressive_losses.locking import FolderInUse, FolderLock, patient_lock
+from expressive_losses.locking import FolderInUse, FolderLock, held
 from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
@@ -170,11 +170,8 @@ class Tuner:
         Trials of other processes are waited for, unless they run on a machine that shares only the database.
         """
         while self._left():
-            lock = patient_lock(self.out)
-            try:
+            with held(self.out):
                 claim = self._claim()
-            finally:
-                lock.release()
             if claim is None:
                 time.sleep(_WAIT)
             else:

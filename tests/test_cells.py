@@ -1,0 +1,121 @@
+"""One cell: what of it counts as done, and the keeping of its row."""
+
+import json
+
+import pytest
+import torch
+from experimenting import rows_of, run, write
+
+from expressive_losses import checkpoint
+from expressive_losses.experiments import cli, grid
+from expressive_losses.experiments.execute import execute, row_of_cell
+from expressive_losses.experiments.spec import load
+from expressive_losses.locking import FolderInUse, FolderLock, held
+from expressive_losses.verify.head import hash_of_weights
+
+
+def one_cell(tmp_path, **changes) -> grid.Cell:
+    path = write(tmp_path, entries=[{"config": "small.yaml"}], **changes)
+    return grid.cells(load(path), "smoke")[0]
+
+
+def do(cell: grid.Cell, root) -> bool:
+    return execute(cell, root, torch.device("cpu"), None)
+
+
+def test_a_network_trained_again_is_verified_and_measured_again(tmp_path, monkeypatch):
+    """Its run folder was deleted, and the code now begins with other weights."""
+    cell = one_cell(tmp_path, measures=["losses"])
+    assert do(cell, tmp_path)
+    before, folder = row_of_cell(cell, tmp_path), tmp_path / cell.key
+    (folder / "run").rename(tmp_path / "old_run")
+    seed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seed(number + 1))
+    for path in folder.iterdir():  # killed after training
+        path.rename(tmp_path / path.name)
+    do(one_cell(tmp_path, verify={}), tmp_path)
+    for name in (cell.verify_folder("ibp"), "losses.json"):
+        (tmp_path / name).rename(folder / name)
+    assert row_of_cell(cell, tmp_path) is None
+    assert do(cell, tmp_path)
+    after, network = row_of_cell(cell, tmp_path), checkpoint.read(folder / "run" / "model.pt")
+    summary = json.loads((folder / cell.verify_folder("ibp") / "summary.json").read_text())
+    assert summary["settings"]["weights_sha256"] == hash_of_weights(checkpoint.network_of(network))
+    assert after["measures"] != before["measures"]
+    assert not do(cell, tmp_path)
+
+
+def test_a_verification_of_another_question_is_made_again(tmp_path):
+    """A default of a stage has changed since: the same command asks something else. What was found is set aside."""
+    cell = one_cell(tmp_path)
+    do(cell, tmp_path)
+    row, out = row_of_cell(cell, tmp_path), tmp_path / cell.key / cell.verify_folder("ibp")
+    for name in ("summary.json", "ledger.jsonl"):
+        (out / name).write_text((out / name).read_text().replace('"step_size": 0.0', '"step_size": 0.9'))
+    assert row_of_cell(cell, tmp_path) is None
+    assert do(cell, tmp_path)
+    assert row_of_cell(cell, tmp_path)["verify"]["ibp"]["stages"] == row["verify"]["ibp"]["stages"]
+    assert (out.with_name(f"former-{out.name}") / "summary.json").exists()
+    assert not do(cell, tmp_path)
+    (out / "summary.json").write_text("{")
+    assert row_of_cell(cell, tmp_path) is None and do(cell, tmp_path) and row_of_cell(cell, tmp_path)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_only_a_verification_of_the_same_weights_goes_on(tmp_path, other):
+    cell = one_cell(tmp_path)
+    do(cell, tmp_path)
+    out = tmp_path / cell.key / cell.verify_folder("ibp")
+    (out / "summary.json").unlink()
+    head, *lines = (out / "ledger.jsonl").read_text().splitlines()
+    head = {**json.loads(head), **({"weights_sha256": "0" * 64} if other else {}), "made_with": [{"git": "before"}]}
+    (out / "ledger.jsonl").write_text("\n".join([json.dumps(head), *lines[:-1], ""]))
+    assert do(cell, tmp_path)
+    made = row_of_cell(cell, tmp_path)["verify"]["ibp"]
+    assert made["images"] == 8 and ("before" in made["git"]) is not other
+
+
+def test_a_row_that_cannot_be_kept_now_is_kept_at_the_end(tmp_path, monkeypatch, capsys):
+    collect, failures = cli.collect, [FolderInUse("in use for a minute"), KeyError("a bug")]
+
+    def fails_at_first(*arguments):
+        if failures:
+            raise failures.pop(0)
+        return collect(*arguments)
+
+    monkeypatch.setattr(cli, "collect", fails_at_first)
+    path = write(tmp_path)
+    run(path)
+    shown = capsys.readouterr()
+    assert "2 done, 0 there before, 0 failed" in shown.out and len(rows_of(path)) == 2
+    assert "written at the end, now it cannot be: in use for a minute" in shown.err and "a bug" in shown.err
+
+
+def test_other_runners_keep_rows_while_a_page_is_drawn(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    report = cli.report
+
+    def report_while_others_write(experiment, scale, results, seeds):
+        FolderLock(cli.rows_file(experiment, scale, results).parent).release()
+        return report(experiment, scale, results, seeds)
+
+    monkeypatch.setattr(cli, "report", report_while_others_write)
+    run(path)
+    assert len(rows_of(path)) == 2
+
+
+def test_a_folder_that_others_hold_is_waited_for(tmp_path):
+    lock = FolderLock(tmp_path)
+    with pytest.raises(FolderInUse), held(tmp_path, 0.0):
+        pass
+    lock.release()
+    with held(tmp_path, 0.0), pytest.raises(FolderInUse):
+        FolderLock(tmp_path)
+    FolderLock(tmp_path).release()
+
+
+def test_a_network_of_which_nothing_is_asked_is_not_loaded(tmp_path, monkeypatch):
+    """It may name code of the user's, which only training may import without --trust."""
+    monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("loaded"))
+    cell = one_cell(tmp_path, verify={})
+    assert do(cell, tmp_path) and row_of_cell(cell, tmp_path)["verify"] == {}

@@ -1,0 +1,106 @@
+"""Cells in several processes, one of which is killed, and on several machines."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+from experimenting import ROOT, write
+
+from expressive_losses.experiments import grid, runner
+from expressive_losses.experiments.spec import load
+
+ALPHAS = [0.1, 0.2, 0.3, 0.4]
+
+
+def jobs(tmp_path) -> list[runner.Job]:
+    path = write(tmp_path, entries=[{"config": "small.yaml", "axes": {"method.alpha": ALPHAS}}])
+    return [runner.Job(cell, tmp_path) for cell in grid.cells(load(path), "smoke")]
+
+
+def states(results: list[runner.Result]) -> dict[str, str]:
+    return {result.cell.labels["alpha"]: result.state for result in results}
+
+
+EXPECTED = {"0.1": "failed", "0.2": "done", "0.3": "done", "0.4": "done"}
+
+
+def test_only_what_was_in_work_is_tried_alone_and_sigterm_reaches_every_pool(tmp_path, monkeypatch):
+    pools, handlers, begun = [], [], threading.Event()
+    former = signal.getsignal(signal.SIGTERM)
+
+    def pool(processes):
+        pools.append(processes)
+        return ThreadPoolExecutor(processes)
+
+    def attempt(group):
+        alpha = group[0].cell.labels["alpha"]
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        if alpha == "0.2":
+            begun.set()
+        assert begun.wait(10)  # both are at work when the first is killed
+        if alpha == "0.1" or (alpha == "0.2" and len(pools) == 1):  # with the first, its pool
+            raise BrokenProcessPool
+        return [runner.Result(job.cell, "done") for job in group]
+
+    monkeypatch.setattr(runner, "_pool", pool)
+    monkeypatch.setattr(runner, "_attempt_all", attempt)
+    lines, done = [], []
+    results = runner.run(jobs(tmp_path), 2, lines.append, done.append)
+    assert states(results) == EXPECTED and len(results) == len(lines) == 4 and len(done) == 3
+    assert pools == [2, 1, 1, 2]
+    assert len(handlers) == 6 and former not in handlers
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
+def attempt_with_a_killer(group: list[runner.Job]) -> list[runner.Result]:
+    """In a process of its own: the first cell kills it while another is at work; two wait for each other."""
+    alpha, root = group[0].cell.labels["alpha"], group[0].root
+    with open(root / alpha, "a") as file:
+        file.write("begun\n")
+    partner = {"0.1": "0.2", "0.3": "0.4", "0.4": "0.3"}.get(alpha)
+    deadline = time.monotonic() + 60
+    while partner and not (root / partner).exists():
+        assert time.monotonic() < deadline, f"{alpha} is alone"
+        time.sleep(0.01)
+    if alpha == "0.1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (root / alpha).read_text() == "begun\n" and alpha == "0.2":
+        time.sleep(600)  # is ended with the pool
+    return [runner.Result(job.cell, "done") for job in group]
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_rest_goes_on_in_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_attempt_all", attempt_with_a_killer)
+    results = runner.run(jobs(tmp_path), 2, print)
+    assert states(results) == EXPECTED
+    assert [(tmp_path / str(alpha)).read_text().count("begun") for alpha in ALPHAS] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("task", ["0", "3", "15"])
+def test_a_job_of_a_slurm_array_has_its_share_whichever_are_submitted(tmp_path, task):
+    """SLURM's own counts are of the jobs of one submission: --array=3 alone is one job of one."""
+    (tmp_path / "table.sh").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "table.sh").chmod(0o755)
+    submitted = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": task, "SLURM_ARRAY_TASK_COUNT": "1"}
+    job = slurm_job("16", str(tmp_path / "table.sh"), "--scale", "full", **submitted)
+    assert job.stdout.split() == ["--scale", "full", "--shard", f"{task}/16"]
+
+
+@pytest.mark.parametrize(
+    "arguments, task", [(["scripts/crown_ibp/tableD.sh"], "0"), (["16"], "0"), (["16", "true"], "")]
+)
+def test_a_slurm_array_without_its_shares_is_refused(arguments, task):
+    job = slurm_job(*arguments, SLURM_ARRAY_TASK_ID=task)
+    assert job.returncode == 2 and "expected sbatch --array=0-15 scripts/slurm_table.sh 16 SCRIPT" in job.stderr
+
+
+def slurm_job(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    path = {"PATH": os.environ["PATH"]}
+    command = ["bash", str(ROOT / "scripts" / "slurm_table.sh"), *arguments]
+    return subprocess.run(command, env={**path, **variables}, capture_output=True, text=True)
