@@ -25,6 +25,9 @@ from expressive_losses.experiments.rows import by_command, collect, found
 from expressive_losses.experiments.spec import load
 from expressive_losses.experiments.table import lines
 
+RAMP = "smoothed ramp over 0.5 of the run without warm-up"
+LIMIT = "10 s an image in branch-and-bound"
+
 
 def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
     entries = [{**EXPERIMENT["entries"][0], "published": {"natural": 90.0}}]
@@ -39,7 +42,7 @@ def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
     text = render.markdown(experiment, "full", [first, second])
     assert "| MTL | 0.1 | 92.50 ± 2.12 | 90.00 | **+2.50** | 2 | 8 |\n" in text
     assert "| MTL | 0.5 | not run | 90.00 |  | 0 |  |\n" in text
-    assert "1 of 2 lines were run" in text
+    assert "Run: 2 of 4 cells of this scale, in 1 of 2 lines. Seeds 1, 2." in text
     assert "MTL,0.1,full,92.5,2.121" in render.comma_separated(experiment, "full", [first, second])
     assert r"\textbf{+2.50}" in render.latex(experiment, "full", [first, second])
     assert r"92.50 $\pm$ 2.12" in render.latex(experiment, "full", [first, second])
@@ -51,7 +54,7 @@ def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_
     cells = grid.cells(experiment, "smoke")
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
-    assert "| MTL | 0.1 | 50.00 | (90.00) |  | 1 | 8 | 1 epochs, ramp 0.5 of the run, a changed network |" in text
+    assert f"| MTL | 0.1 | 50.00 | (90.00) | 1 | 8 | model width 2, model hidden 4, {RAMP}, 1 epoch |" in text
     assert "SMOKE SCALE" in text
 
 
@@ -63,7 +66,7 @@ def test_what_all_lines_have_in_place_of_the_papers_stands_above_the_table(tmp_p
         "cpu": {"set": SMALL, "verify": {"options": {"bab.timeout": 10, "mip.timeout": 3}}},
     }
     experiment = load(write(tmp_path, verify=verify, scales=scales))
-    for scale, said in (("cpu", "1 epochs, ramp 0.5 of the run, bab.timeout 10, a changed network."), ("full", None)):
+    for scale, said in (("cpu", f"model width 2, model hidden 4, {RAMP}, 1 epoch, {LIMIT}."), ("full", None)):
         cells = grid.cells(experiment, scale)
         text = render.markdown(
             experiment, scale, lines(experiment, cells, by_command([made_up(c, 50.0) for c in cells]))
@@ -92,7 +95,7 @@ def test_published_figures_of_another_data_set_are_left_out(tmp_path):
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
     assert "90.00" not in text and "published |" not in text
-    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, " in text and ", 1 epochs, " in text
+    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, " in text and ", 1 epoch, " in text
     assert "(runs data digits, " in grid.described(cells[0])
     assert "90.00" in render.markdown(experiment, "full", lines(experiment, grid.cells(experiment, "full"), {}))
 
