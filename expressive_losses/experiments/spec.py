@@ -90,7 +90,10 @@ class Entry(Section):
     labels: dict[str, str] = {}
     set: dict[str, Any] = {}
     axes: dict[str, tuple[Any, ...]] = {}
-    published: dict[str, Any] | None = Field(None, description="in place of the config's `paper`, `others` by radius")
+    published: dict[str, Any] | None = Field(
+        None,
+        description="in place of the config's `paper`, `others` by radius; a figure: a number, or {mean, deviation}",
+    )
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
     verify: dict[str, dict[str, Any] | None] = Field(
         {}, description="fields of verifications in place of the experiment's; null: not asked of these"
