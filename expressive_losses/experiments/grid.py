@@ -290,7 +290,11 @@ def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, 
     """
     own = entry.published is not None or entry.set or entry.axes
     figures = entry.published if own else paper.paper
-    return figures if radius in (None, paper.eps.target.text) else (figures or {}).get("others", {}).get(radius)
+    if radius in (None, paper.eps.target.text) or figures is None:
+        return figures
+    about = {key: figures[key] for key in ("source", "verified_by", "note") if key in figures}
+    other = figures.get("others", {}).get(radius)
+    return None if other is None else {**about, **other}
 
 
 def _assignment(key: str, value: Any) -> str:

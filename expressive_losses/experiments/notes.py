@@ -165,7 +165,7 @@ def _not_run(lines: Sequence[Line], only: Mapping[str, Sequence[str]]) -> list[s
     said = [f"Not run ({_count(asked)}): {_listed(asked)}."] if asked else []
     if others:
         has = "; ".join(f"{key} {', '.join(values)}" for key, values in only.items())
-        said.append(f"Not part of this scale: {_count(others)} of the paper. It has only {has}.")
+        said.append(f"Not part of this scale: {_count(others)} of the paper. The scale has only {has}.")
     return said
 
 

@@ -145,8 +145,8 @@ def _learning_rate(config: Config) -> str:
     name, unit = schedule.pop("name"), schedule.pop("unit", "epochs")
     if "milestones" not in schedule:
         return f"{name} learning rate{_rest({**schedule, 'unit': unit} if schedule else schedule)}"
-    at = {"run": "of the run"}.get(unit, unit)
-    return f"decay times {schedule['gamma']:g} at {at} {_listed(schedule['milestones'])}"
+    at = _listed(schedule["milestones"])
+    return f"decay times {schedule['gamma']:g} at {f'{at} of the run' if unit == 'run' else f'{unit} {at}'}"
 
 
 def _listed(numbers: Sequence[float]) -> str:
