@@ -36,7 +36,7 @@ def rows_of(text: str) -> list[list[str]]:
 def test_a_page_counts_cells_and_marks_lines_of_which_a_part_was_run(tmp_path):
     text = page(write(tmp_path, verify={"ibp": {"bound": "ibp"}}), naturals=(50.0, 51.0, 52.0, 53.0), seeds=[7, 8, 9])
     assert [row[-2] for row in rows_of(text)[1:]] == ["3", "1 of 3"]
-    assert "Run: 4 of 6 cells of this scale, in 2 of 2 lines, in 1 of them some. Seeds 7, 8, 9." in text
+    assert "Run: 4 of 6 cells of this scale, in 2 of 2 lines (1 in part). Seeds 7, 8, 9." in text
     assert "51.00 ± 1.00" in text and "53.00 |" in text, "one run has no deviation"
     assert "sample standard deviation (n - 1)" in text
 
@@ -81,11 +81,11 @@ def test_notes_on_published_figures_are_numbered_footnotes(tmp_path):
     experiment, its = found(write(tmp_path, entries=entries, lines=["method"], source="The paper"))
     text = render.markdown(experiment, "full", its)
     assert [row[0] for row in rows_of(text)[1:]] == ["A", "B [1]", "C [2]"]
-    assert "\n\n[1] of one run\n\n[2] published in Another & paper\n\n" in text
-    assert "Of all published figures here: published figures verified by branch-and-bound." in text
-    assert r"[2] published in Another \& paper" in render.latex(experiment, "full", its)
+    assert "\n\n[1] paper: of one run\n\n[2] paper: Another & paper\n\n" in text
+    assert "Published figures: verified by branch-and-bound." in text
+    assert r"[2] paper: Another \& paper" in render.latex(experiment, "full", its)
     own = {**CONFIG, "paper": {"source": "The paper", "natural": 9.0, "note": "slip"}}
-    assert "[1] slip" in page(write(tmp_path, own, entries=[{"config": "small.yaml"}], source="The paper"))
+    assert "[1] paper: slip" in page(write(tmp_path, own, entries=[{"config": "small.yaml"}], source="The paper"))
 
 
 def test_latex_says_what_the_page_says(tmp_path):

@@ -11,6 +11,8 @@ from expressive_losses.experiments.table import Line, Value
 MARKED = 1.0
 #: Lines that were not run and have no place in the table, from this number on.
 _FOLDED = 6
+#: Of more of them only the numbers are given.
+_LISTED = 40
 
 WARNINGS = {
     "smoke": "SMOKE SCALE: a few images of handwritten digits, a tiny network, a few epochs, whatever a line is named "
@@ -34,9 +36,9 @@ def above(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
 
 def below(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> list[str]:
     """Return the paragraphs below a table: footnotes, columns, what was run, and with which seeds."""
-    numbered = [f"[{number}] {text}" for text, number in footnotes(lines).items()]
+    numbered = [f"[{number}] paper: {text}" for text, number in footnotes(lines).items()]
     common = "; ".join(_common(lines))
-    everywhere = [f"Of all published figures here: {common}."] if common else []
+    everywhere = [f"Published figures: {common}."] if common else []
     legend = " ".join([*_of_figures(experiment, lines), *_of_columns(experiment)])
     only = experiment.scales.get(scale, ScaleSpec()).only
     return [*numbered, *everywhere, legend, " ".join([_run(lines), *_origin(lines)]), *_not_run(lines, only)]
@@ -99,7 +101,7 @@ def _of_figures(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
             "A published figure in parentheses is of another setting than ours: the last column says what ours has in "
             "its place, above the table stands what all lines have."
         )
-    replaced = [text for line in shown for name, text in line.shown.items() if text != line.labels[name]]
+    replaced = [text for line in shown for text in line.shown.values() if " (for " in text]
     if replaced:
         said.append(f'"{replaced[0]}": the first was run, in place of the one in parentheses.')
     if any(value.difference is not None for value in values):
@@ -115,8 +117,10 @@ def _in_parentheses(value: Value) -> bool:
 
 def _of_columns(experiment: Experiment) -> list[str]:
     """Return a sentence on each column that is not clear from its name."""
-    known = {name: _meaning(experiment, column) for name, column in experiment.columns.items()}
-    said = [f"{name}: {meaning}" for name, meaning in known.items() if meaning]
+    names: dict[str, list[str]] = {}
+    for name, column in experiment.columns.items():
+        names.setdefault(_meaning(experiment, column), []).append(name)
+    said = [f"{', '.join(some)}: {meaning}" for meaning, some in names.items() if meaning]
     return [f"{'; '.join(said)}."] if said else []
 
 
@@ -137,7 +141,7 @@ def _run(lines: Sequence[Line]) -> str:
     asked = [line for line in lines if line.cells]
     done, partly = sum(line.runs > 0 for line in asked), sum(0 < line.runs < line.cells for line in asked)
     text = f"Run: {sum(line.runs for line in asked)} of {sum(line.cells for line in asked)} cells of this scale, "
-    return text + f"in {done} of {len(asked)} lines" + (f", in {partly} of them some." if partly else ".")
+    return text + f"in {done} of {len(asked)} lines" + (f" ({partly} in part)." if partly else ".")
 
 
 def _origin(lines: Sequence[Line]) -> list[str]:
@@ -162,7 +166,9 @@ def _not_run(lines: Sequence[Line], only: Mapping[str, Sequence[str]]) -> list[s
     shown = {id(line) for line in in_table(lines)}
     left = [line for line in lines if id(line) not in shown]
     asked, others = [line for line in left if line.cells], [line for line in left if not line.cells]
-    said = [f"Not run ({_count(asked)}): {_listed(asked)}."] if asked else []
+    said = (
+        [f"Not run ({_count(asked)}): {_listed(asked) if len(asked) <= _LISTED else _counted(asked)}."] if asked else []
+    )
     if others:
         has = "; ".join(f"{key} {', '.join(values)}" for key, values in only.items())
         said.append(f"Not part of this scale: {_count(others)} of the paper. The scale has only {has}.")
@@ -180,6 +186,13 @@ def _listed(lines: Sequence[Line]) -> str:
         *first, last = line.shown.values()
         groups.setdefault(", ".join(first), []).append(last)
     return "; ".join(f"{key}: {', '.join(names)}" if key else ", ".join(names) for key, names in groups.items())
+
+
+def _counted(lines: Sequence[Line]) -> str:
+    """Return how many lines there are of each value of the first label: "of data mnist 3, cifar10 4"."""
+    name = next(iter(lines[0].shown))
+    values = [line.shown[name] for line in lines]
+    return f"of {name} {', '.join(f'{value} {values.count(value)}' for value in dict.fromkeys(values))}"
 
 
 def runs_of(line: Line) -> str:

@@ -141,8 +141,8 @@ def _notes(experiment: Experiment, published: Mapping[str, Any], values: Mapping
         return (note,) if note else ()
     source, verifier = published.get("source"), published.get("verified_by")
     said = [
-        f"published in {source}" if source and source != experiment.source else None,
-        f"published figures verified by {_VERIFIERS.get(verifier, verifier)}" if verifier else None,
+        source if source and source != experiment.source else None,
+        f"verified by {_VERIFIERS.get(verifier, verifier)}" if verifier else None,
         note,
     ]
     return tuple(text for text in said if text)
