@@ -80,7 +80,9 @@ class Figure(Section):
     )
     panels: tuple[str, ...] = Field((), description="labels: one picture for each of their values")
     log: bool = Field(False, description="logarithmic x axis")
-    ylabel: str = "%"
+    ylabel: str | dict[str, str] = Field(
+        "%", description="by column: each of them has a picture of its own, as quantities do that are not the same"
+    )
 
 
 class Entry(Section):
