@@ -211,3 +211,25 @@ def test_a_row_is_of_the_config_as_it_was(tmp_path):
     assert edited.commands == cell.commands
     assert found(edited, by_command([row])) is None
     assert found(edited, by_command([made_up(cell, 50.0)])), "older rows do not say"
+
+
+def test_the_overview_says_a_setting_once_and_counts_one_cell(tmp_path):
+    entries = [{**EXPERIMENT["entries"][0], "published": {"natural": {"mean": 90.0, "deviation": 0.5}}}]
+    scales = {"cpu": {"set": SMALL}, "full": {"axes": {"method.alpha": [0.1]}}, "smoke": {"only": {"alpha": ["0.1"]}}}
+    path = write(tmp_path, entries=entries, scales=scales, verify={"ibp": {"bound": "ibp"}}, seeds=[1, 2])
+    for scale, count in (("cpu", 3), ("full", 2)):
+        file = tmp_path / "results" / scale / tmp_path.name / "table.jsonl"
+        file.parent.mkdir(parents=True)
+        cells = grid.cells(load(path), scale)[:count]
+        rows = [{**made_up(cell, 91.0 + n), "device": "CPU", "training_seconds": 1.0} for n, cell in enumerate(cells)]
+        for row in rows:
+            row["verify"]["ibp"]["seconds"] = 1.0
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = overview([path], tmp_path / "results")
+    assert text.count(RAMP) == 1 and "cpu scale. In place of the paper's, in every line: model width 2" in text
+    assert "| MTL, 0.1 | natural 91.50 ± 0.71 (90.00 ± 0.5) | 2 |\n" in text
+    assert "| MTL, 0.5 | natural 93.00 (90.00 ± 0.5) | 1 of 2 |\n" in text
+    assert "full scale.\n\n| line | ours (published) | runs |\n|" in text
+    assert "| MTL, 0.1 | natural 91.50 ± 0.71 (90.00 ± 0.5, **+1.50**) | 2 |\n" in text
+    (tmp_path / "one").mkdir()
+    assert "not run (1 cell)" in overview([write(tmp_path / "one", entries=[{"config": "small.yaml"}])], tmp_path)

@@ -85,6 +85,7 @@ class _Panel:
         places = {value: at for at, value in enumerate(dict.fromkeys(line.labels[self.spec.x] for line in self.group))}
         shown = {line.labels[self.spec.x]: line.shown[self.spec.x] for line in self.group}
         self.axis.set_xticks(range(len(places)), [shown[value] for value in places])
+        self.axis.set_xlim(-0.6, len(places) - 0.4)
         return places
 
 

@@ -49,12 +49,13 @@ def _cells(
     cells = [*first, last + mark]
     for name in experiment.columns:
         value = line.values[name]
-        cells.append(_ours(value) + (_of_images(value) if len(line.images) > 1 else ""))
-        cells += [_published(value)] * (name in published) + [_difference(value)] * (name in compared)
+        cells.append(our_figure(value) + (_of_images(value) if len(line.images) > 1 else ""))
+        cells += [published_figure(value)] * (name in published) + [difference_of(value)] * (name in compared)
     return [*cells, notes.runs_of(line), str(*line.images) if len(line.images) == 1 else ""]
 
 
-def _ours(value: Value) -> str:
+def our_figure(value: Value) -> str:
+    """Our mean with its deviation, or why there is none."""
     if value.ours is None:
         return (_ONE_RUN if value.runs else NOT_RUN) if value.asked else ""
     return _number(value.ours) + (f" ± {value.deviation:.2f}" if value.deviation is not None else "")
@@ -69,14 +70,15 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _published(value: Value) -> str:
+def published_figure(value: Value) -> str:
     """The published figure, in parentheses where ours is of another setting; its deviation with the paper's digits."""
     deviation = "" if value.published_deviation is None else f" ± {value.published_deviation:g}"
     text = _number(value.published) + deviation
     return f"({text})" if text and value.ours is not None and not value.comparable else text
 
 
-def _difference(value: Value) -> str:
+def difference_of(value: Value) -> str:
+    """Ours - published, bold from :data:`MARKED` on, where the setting is the paper's."""
     if value.difference is None:
         return ""
     text = f"{value.difference:+.2f}"
