@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from experimenting import CONFIG, PAPERS, cells_of, experiment_of, full_row, write
 
+from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
 from expressive_losses.experiments.figures import drawn
 from expressive_losses.experiments.rows import by_command
@@ -87,3 +88,9 @@ def test_one_run_has_a_point_without_a_bar(tmp_path):
     (container,) = axis.containers
     assert container.lines[0].get_ydata() == [90.0]
     assert [tuple(map(float, ends[:, 1])) for ends in container.lines[2][0].get_segments()] == [(90.0, 90.0)]
+
+
+def test_labels_of_other_columns_are_refused(tmp_path):
+    figure = {"x": "alpha", "y": ["natural", "verified"], "ylabel": {"natural": "%"}}
+    with pytest.raises(UserError, match="ylabel: expected one for each of natural, verified, got natural"):
+        load(write(tmp_path, figure=figure))

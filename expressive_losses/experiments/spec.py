@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from expressive_losses import config as configs
 from expressive_losses.config import Section
@@ -83,6 +83,12 @@ class Figure(Section):
     ylabel: str | dict[str, str] = Field(
         "%", description="by column: each of them has a picture of its own, as quantities do that are not the same"
     )
+
+    @model_validator(mode="after")
+    def _of_its_columns(self):
+        if not isinstance(self.ylabel, str) and set(self.ylabel) != set(self.y):
+            raise ValueError(f"ylabel: expected one for each of {', '.join(self.y)}, got {', '.join(self.ylabel)}")
+        return self
 
 
 class Entry(Section):
