@@ -168,3 +168,12 @@ def test_columns_that_are_not_clear_from_their_names_are_explained(tmp_path):
     text = page(write(tmp_path, columns=columns, verify={"bab": {"bound": "cascade"}}))
     assert "IBP: verified by IBP alone; attacked: still right under PGD; " in text
     assert "verified: proven by the cascade, which ends in branch-and-bound." in text
+
+
+def test_seconds_of_the_papers_setting_have_no_parentheses_and_no_difference(tmp_path):
+    columns = {"seconds": {"figure": "training_seconds", "published": "seconds", "percent": False}}
+    entries = [{**ENTRY, "published": {"seconds": 9}}]
+    path = write(tmp_path, columns=columns, entries=entries, scales={"cpu": {"set": SMALL}})
+    for scale, published in (("full", "9.00"), ("cpu", "(9.00)")):
+        header, line, *_ = rows_of(page(path, scale, (50.0,), training_seconds=7.0))
+        assert line[2:4] == ["7.00", published] and not any("difference" in name for name in header)

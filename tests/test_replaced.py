@@ -29,7 +29,9 @@ def said(value, text: str) -> bool:
 
 def unsaid(cell: grid.Cell) -> set[str]:
     """The fields of a cell that differ from the paper's and are in no words."""
-    text = "; ".join(cell.replaced((None, *cell.verifications))).replace("without warm-up", "warm-up 0, attacked 0")
+    text = "; ".join(cell.replaced(cell.verifications, evaluated=True)).replace(
+        "without warm-up", "warm-up 0, attacked 0"
+    )
     ours, papers = leaves(cell.resolved.resolved()), leaves(cell.paper.resolved())
     different = {key for key in ours if ours[key] != papers.get(key) and not key.startswith("paper")} - SILENT
     if "adv" not in cell.resolved.method.needs:
@@ -85,6 +87,14 @@ def test_a_verification_says_options_and_stages_but_not_their_order():
     assert replaced_in_verification(by_default, paper) == ["PGD of 40 steps"]
 
 
+def test_options_are_said_in_the_order_of_the_stages():
+    """In every process: a page that is rendered again is the same."""
+    options = {"bab.timeout": 3, "alpha-crown.iterations": 5, "pgd.steps": 10}
+    ours = Verification(bound="ibp,alpha-crown,bab", options=options)
+    words = ["PGD of 10 steps", "5 iterations of alpha-CROWN", "3 s an image in branch-and-bound"]
+    assert replaced_in_verification(ours, Verification(bound="ibp,alpha-crown,bab")) == words
+
+
 def test_a_ramp_and_a_decay_are_said_as_a_whole():
     paper = configs.resolve({"eps": {"schedule": {"name": "linear", "warmup": 9, "length": 50}}})
     change = {
@@ -94,6 +104,9 @@ def test_a_ramp_and_a_decay_are_said_as_a_whole():
     ours = configs.resolve({**change, "training": {"epochs": 8}})
     words = ["smoothed ramp over 4 epochs without warm-up", "decay times 0.2 at epochs 6 and 7", "8 epochs"]
     assert replaced(ours, paper) == words
+    other = configs.resolve(configs.merge(ours.resolved(), {"eps": {"schedule": {"mid": 0.5}}}))
+    assert replaced(other, ours) == ["smoothed ramp over 4 epochs without warm-up (mid 0.5)"]
+    assert replaced(ours, other) == ["smoothed ramp over 4 epochs without warm-up (mid 0.25)"]
     gamma = configs.resolve(configs.merge(ours.resolved(), {"lr_schedule": {"gamma": 0.1}}))
     assert replaced(gamma, ours) == ["decay times 0.1 at epochs 6 and 7"]
 
@@ -121,3 +134,14 @@ def test_an_axis_without_a_label_says_how_many_of_the_papers_values_it_has(tmp_p
     others = ("cnn7", "cnn_small")
     words = "2 networks (cnn_tiny, dm_medium) for the paper's 2"
     assert set(axis(tmp_path, ["cnn_tiny", "dm_medium"], ["method"], others)) == {(words,)}
+
+
+def test_the_attack_of_training_is_said_where_the_method_attacks_and_that_of_its_evaluation_where_it_is_shown():
+    def config(method: str, steps: int) -> configs.Config:
+        attack = {"name": "pgd", "steps": steps, "step_size": 0.1}
+        return configs.resolve({"method": method, "attack": attack, "test_attack": attack})
+
+    words = "attack pgd (steps 2, step size 0.1)"
+    assert replaced(config("mtl_ibp", 2), config("mtl_ibp", 3)) == [f"training {words}"]
+    assert replaced(config("ibp", 2), config("ibp", 3)) == []  # it trains on no attack
+    assert replaced(config("ibp", 2), config("ibp", 3), evaluated=True) == [f"test {words}"]

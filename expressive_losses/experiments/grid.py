@@ -66,19 +66,18 @@ class Cell:
         """Hash of the resolved config: cells of several tables that train the same network share it."""
         return key_of(self.resolved, self.observe)
 
-    def replaced(self, shown: Iterable[str | None]) -> tuple[str, ...]:
+    def replaced(self, verifications: Iterable[str], evaluated: bool = False) -> tuple[str, ...]:
         """Return what the run has in place of the paper's setting: "network cnn_small", "4 epochs", "first 20 images".
 
         The setting that the full scale verifies with counts as the paper's.
 
         Args:
-            shown: names of the verifications that count; None: figures of training's own evaluation do.
+            verifications: those that count.
+            evaluated: whether the attack of training's own evaluation counts.
         """
-        shown = tuple(shown)
-        found = replaced(self.resolved, self.paper, evaluated=None in shown)
-        for name in shown:
-            if name is not None:
-                found += replaced_in_verification(self.verifications[name], self.paper_verifications[name])
+        found = replaced(self.resolved, self.paper, evaluated)
+        for name in verifications:
+            found += replaced_in_verification(self.verifications[name], self.paper_verifications[name])
         return tuple(dict.fromkeys([*self.instead, *found]))
 
     @property

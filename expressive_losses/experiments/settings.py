@@ -23,6 +23,7 @@ SILENT = frozenset(
 )
 #: Fields that change nothing where neither method trains on attacks.
 _OF_ATTACKS = ("attack", "eps.attack_factor", "eps.schedule.attack_warmup")
+_OF_RAMPS = ("length", "warmup", "attack_warmup", "unit")
 
 
 def replaced(ours: Config, paper: Config, evaluated: bool = False) -> list[str]:
@@ -34,7 +35,7 @@ def replaced(ours: Config, paper: Config, evaluated: bool = False) -> list[str]:
     attacked = any("adv" in config.method.needs for config in (ours, paper))
     silent = (*(() if evaluated else ("test_attack",)), *(() if attacked else _OF_ATTACKS))
     found = sorted(differing(ours, paper), key=lambda pair: pair[0].partition(".")[0] not in ("data", "model"))
-    return list(dict.fromkeys(_in_words(key, value, ours) for key, value in found if not _within(key, silent)))
+    return list(dict.fromkeys(_in_words(key, value, ours, paper) for key, value in found if not _within(key, silent)))
 
 
 def replaced_in_verification(ours: Verification, paper: Verification) -> list[str]:
@@ -52,7 +53,7 @@ def replaced_in_verification(ours: Verification, paper: Verification) -> list[st
     mine, theirs = stages(ours), stages(paper)
     if set(mine) != set(theirs):
         found.append(f"verified by {', '.join(mine)}")
-    for name in mine.keys() & theirs.keys():
+    for name in [name for name in mine if name in theirs]:
         found += [
             _STAGES.get(f"{name}.{key}", f"{name} {_spaced(key)} {{}}").format(plain(value))
             for key, value in mine[name].items()
@@ -115,11 +116,11 @@ def _within(key: str, parts: tuple[str, ...]) -> bool:
     return any(key == part or key.startswith(f"{part}.") for part in parts)
 
 
-def _in_words(key: str, value: Any, config: Config) -> str:
+def _in_words(key: str, value: Any, ours: Config, paper: Config) -> str:
     """Return a field in words; those of a schedule or an attack are said together, each alone says little."""
     for whole, said in _TOGETHER.items():
         if _within(key, (whole,)):
-            return said(config)
+            return said(ours, paper)
     return _FIELDS.get(key, f"{_spaced(key)} {{}}").format(plain(value))
 
 
@@ -127,21 +128,22 @@ def _spaced(key: str) -> str:
     return key.replace(".", " ").replace("_", " ")
 
 
-def _ramp(config: Config) -> str:
+def _ramp(ours: Config, paper: Config) -> str:
     """Return "smoothed ramp over 4 epochs without warm-up"; a schedule without ramp by its name."""
-    schedule = config.eps.schedule.spec()
-    name, unit = schedule.pop("name"), schedule.pop("unit", "epochs")
+    schedule = ours.eps.schedule.spec()
+    name, unit = schedule["name"], schedule.get("unit", "epochs")
+    rest = _rest(_notable(ours.eps.schedule, paper.eps.schedule, without=_OF_RAMPS))
     if "length" not in schedule:
-        return f"{name} radius{_rest(schedule)}"
-    length, warmup, attacked = (schedule.pop(key) for key in ("length", "warmup", "attack_warmup"))
+        return f"{name} radius{rest}"
+    length, warmup, attacked, _ = (schedule[key] for key in _OF_RAMPS)
     before = f"after a warm-up of {_duration(warmup, unit)}" if warmup else "without warm-up"
     attacks = f", {_duration(attacked, unit)} of it attacked" if attacked else ""
-    return f"{name} ramp over {_duration(length, unit)} {before}{attacks}{_rest(schedule, config.eps.schedule)}"
+    return f"{name} ramp over {_duration(length, unit)} {before}{attacks}{rest}"
 
 
-def _learning_rate(config: Config) -> str:
+def _learning_rate(ours: Config, paper: Config) -> str:
     """Return "decay times 0.2 at epochs 6 and 7"; a schedule without milestones by its name and fields."""
-    schedule = config.lr_schedule.spec()
+    schedule = ours.lr_schedule.spec()
     name, unit = schedule.pop("name"), schedule.pop("unit", "epochs")
     if "milestones" not in schedule:
         return f"{name} learning rate{_rest({**schedule, 'unit': unit} if schedule else schedule)}"
@@ -159,25 +161,33 @@ def _duration(number: float, unit: str) -> str:
     return f"{number:g} {unit.removesuffix('s') if number == 1 else unit}"
 
 
-def _rest(fields: Mapping[str, Any], plugin: Plugin | None = None) -> str:
-    """Return the fields in parentheses, without those at the defaults of ``plugin``."""
-    shown = fields if plugin is None else plugin.model_dump(include=set(fields), exclude_defaults=True)
-    said = ", ".join(f"{_spaced(key)} {plain(value)}" for key, value in shown.items())
+def _attack(kind: str, ours: Plugin, paper: Plugin) -> str:
+    return f"{kind} {ours.name}{_rest(_notable(ours, paper, always=('steps', 'step_size')))}"
+
+
+def _notable(ours: Plugin, paper: Plugin, always: Sequence[str] = (), without: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return the fields of a plug-in that are not by default or not the paper's."""
+    fields, default = ours.spec(), ours.model_dump(exclude_defaults=True)
+    theirs = paper.spec() if paper.name == ours.name else fields
+    return {
+        key: value
+        for key, value in fields.items()
+        if key not in ("name", *without) and (key in always or key in default or value != theirs[key])
+    }
+
+
+def _rest(fields: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{_spaced(key)} {plain(value)}" for key, value in fields.items())
     return f" ({said})" if said else ""
 
 
-def _attack(kind: str, plugin: Plugin) -> str:
-    fields = plugin.spec()
-    return f"{kind} {fields.pop('name')}{_rest(fields)}"
-
-
 #: What is said as one.
-_TOGETHER: dict[str, Callable[[Config], str]] = {
+_TOGETHER: dict[str, Callable[[Config, Config], str]] = {
     "eps.schedule": _ramp,
     "lr_schedule": _learning_rate,
-    "training.epochs": lambda config: _duration(config.training.epochs, "epochs"),
-    "attack": lambda config: _attack("training attack", config.attack),
-    "test_attack": lambda config: _attack("test attack", config.test_attack),
+    "attack": lambda ours, paper: _attack("training attack", ours.attack, paper.attack),
+    "test_attack": lambda ours, paper: _attack("test attack", ours.test_attack, paper.test_attack),
+    "training.epochs": lambda ours, paper: _duration(ours.training.epochs, "epochs"),
 }
 
 _FIELDS = {

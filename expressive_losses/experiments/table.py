@@ -28,6 +28,7 @@ class Value:
         runs: how many have the figure.
         images: how many ours is of; more than one number where runs differ, none where it is not of images.
         asked: whether the line has such a figure at all.
+        percent: an accuracy; differences of seconds and losses mean nothing.
     """
 
     ours: float | None
@@ -38,11 +39,12 @@ class Value:
     runs: int = 0
     images: tuple[int, ...] = ()
     asked: bool = True
+    percent: bool = True
 
     @property
     def difference(self) -> float | None:
         """Ours - published, where that means anything."""
-        if self.ours is None or self.published is None or not self.comparable:
+        if self.ours is None or self.published is None or not (self.comparable and self.percent):
             return None
         return self.ours - self.published
 
@@ -91,12 +93,17 @@ def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity,
 def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[Identity, Row]) -> Line:
     pairs = [(cell, row) for cell in group if (row := found(cell, rows)) is not None]
     mine, run = [row for _, row in pairs], [cell for cell, _ in pairs]
-    columns = {column.verification for column in experiment.columns.values()}
-    differs = _unique(text for cell in run for text in cell.replaced(columns & {None, *cell.verifications}))
+    asked = {column.verification for column in experiment.columns.values()}
+    evaluated = any(column.figure == "adversarial" for column in experiment.columns.values())
+    differs = _unique(
+        text
+        for cell in run
+        for text in cell.replaced([name for name in cell.verifications if name in asked], evaluated)
+    )
     first = group[0]
     published = (first.published or {}) if first.comparable else {}
     values = {
-        name: _value(column, published, mine, comparable=column.percent and first.in_paper and not differs)
+        name: _value(column, published, mine, comparable=first.in_paper and not differs)
         if column.verification is None or column.verification in first.verifications
         else Value(None, asked=False)
         for name, column in experiment.columns.items()
@@ -158,7 +165,7 @@ def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
 def _value(column: Column, published: Mapping[str, Any], rows: Sequence[Row], comparable: bool) -> Value:
     found = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
     theirs = at(published, column.published) if column.published else None
-    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(found))
+    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(found), percent=column.percent)
     if not found or (len(found) == 1 and column.statistic in ("min", "max")):
         return value
     numbers = [number for _, number in found]
