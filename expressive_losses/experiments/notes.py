@@ -39,7 +39,7 @@ def below(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> list[s
     numbered = [f"[{number}] paper: {text}" for text, number in footnotes(lines).items()]
     common = "; ".join(_common(lines))
     everywhere = [f"Published figures: {common}."] if common else []
-    legend = " ".join([*_of_figures(experiment, lines), *_of_columns(experiment)])
+    legend = " ".join([*_of_figures(lines), *_of_columns(experiment)])
     only = experiment.scales.get(scale, ScaleSpec()).only
     return [*numbered, *everywhere, legend, " ".join([_run(lines), *_origin(lines)]), *_not_run(lines, only)]
 
@@ -92,7 +92,7 @@ def _common(lines: Sequence[Line]) -> list[str]:
     return [note for note in notes[0] if all(note in other for other in notes)] if len(notes) > 1 else []
 
 
-def _of_figures(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
+def _of_figures(lines: Sequence[Line]) -> list[str]:
     shown = in_table(lines)
     values = [value for line in shown for value in line.values.values()]
     said = ["Accuracies are percent of the images; mean and sample standard deviation (n - 1) over the runs."]
