@@ -57,3 +57,15 @@ def made_up(cell: grid.Cell, natural: float) -> dict:
     percent = {kind: {"percent": natural} for kind in ("natural", "adversarial", "verified")}
     verified = {name: {"images": 8, **percent, "decided_by": {"ibp": {"verified": 2}}} for name in cell.verifications}
     return {"command": first, "then": rest, "seed": cell.seed, "images": 360, "verify": verified}
+
+
+def full_row(experiment, cell: grid.Cell, number: int) -> dict:
+    """A row with a number in every place that a column or a figure looks at."""
+    row = made_up(cell, 90.0 - number)
+    seen = dict.fromkeys(("ibp", *cell.observe), 1.0 + number)
+    losses = dict.fromkeys(("standard", "adversarial", "own", "crown_or_ibp", "ibp"), 0.5)
+    return {
+        **row,
+        "measures": {"losses": losses},
+        "epochs_observed": [{"epoch": epoch, **seen} for epoch in (1, 2)],
+    }

@@ -95,9 +95,9 @@ def test_other_runners_keep_rows_while_a_page_is_drawn(tmp_path, monkeypatch):
     path = write(tmp_path)
     report = cli.report
 
-    def report_while_others_write(experiment, scale, results, seeds):
+    def report_while_others_write(experiment, scale, results):
         FolderLock(cli.rows_file(experiment, scale, results).parent).release()
-        return report(experiment, scale, results, seeds)
+        return report(experiment, scale, results)
 
     monkeypatch.setattr(cli, "report", report_while_others_write)
     run(path)

@@ -147,7 +147,7 @@ def test_a_run_trains_verifies_and_renders_and_a_second_has_nothing_to_do(tmp_pa
         assert {"git", "device", "time", "seconds", "labels"} <= set(row)
         assert row["verify"]["ibp"]["images"] == 8
     text = (tmp_path / "runs" / "results" / "smoke" / tmp_path.name / "table.md").read_text()
-    assert "SMOKE SCALE" in text and "1 epochs" in text
+    assert "SMOKE SCALE" in text and ", 1 epoch" in text
     run(path, "--seeds", "1")
     assert "0 done, 2 there before, 0 failed" in capsys.readouterr().out
     assert rows_of(path) == rows

@@ -11,7 +11,7 @@ from experimenting import (
     SCRIPTS,
     cells_of,
     experiment_of,
-    made_up,
+    full_row,
 )
 
 from expressive_losses.experiments import grid
@@ -59,18 +59,6 @@ def test_the_overview_is_that_of_the_committed_rows(monkeypatch):
 
 
 FIGURES = [path for path in SCRIPTS if experiment_of(path).figure]
-
-
-def full_row(experiment, cell: grid.Cell, number: int) -> dict:
-    """A row with a number in every place that a column or a figure looks at."""
-    row = made_up(cell, 90.0 - number)
-    seen = dict.fromkeys(("ibp", *cell.observe), 1.0 + number)
-    losses = dict.fromkeys(("standard", "adversarial", "own", "crown_or_ibp", "ibp"), 0.5)
-    return {
-        **row,
-        "measures": {"losses": losses},
-        "epochs_observed": [{"epoch": epoch, **seen} for epoch in (1, 2)],
-    }
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: f"{path.parent.name}/{path.stem}")

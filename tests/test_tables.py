@@ -22,10 +22,13 @@ from expressive_losses.experiments.cli import main
 from expressive_losses.experiments.overview import overview
 from expressive_losses.experiments.question import question
 from expressive_losses.experiments.report import page, rows_file
-from expressive_losses.experiments.rows import by_command, collect, found, seeds_of
+from expressive_losses.experiments.rows import by_command, cells_of_page, collect, found
 from expressive_losses.experiments.spec import load
 from expressive_losses.experiments.table import lines
 from expressive_losses.results import read_rows
+
+RAMP = "smoothed ramp over 0.5 of the run without warm-up"
+LIMIT = "10 s an image in branch-and-bound"
 
 
 def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
@@ -41,7 +44,7 @@ def test_means_deviations_published_figures_and_what_was_not_run(tmp_path):
     text = render.markdown(experiment, "full", [first, second])
     assert "| MTL | 0.1 | 92.50 ± 2.12 | 90.00 | **+2.50** | 2 | 8 |\n" in text
     assert "| MTL | 0.5 | not run | 90.00 |  | 0 |  |\n" in text
-    assert "1 of 2 lines were run" in text
+    assert "Run: 2 of 4 cells of this scale, in 1 of 2 lines. Seeds 1, 2." in text
     assert "MTL,0.1,full,92.5,2.121" in render.comma_separated(experiment, "full", [first, second])
     assert r"\textbf{+2.50}" in render.latex(experiment, "full", [first, second])
     assert r"92.50 $\pm$ 2.12" in render.latex(experiment, "full", [first, second])
@@ -57,7 +60,7 @@ def test_statistics_over_the_runs_of_a_line(tmp_path):
     (line,) = lines(experiment, cells, rows)
     assert [line.values[name].ours for name in named] == [70, 60, 80, 50, 90]
     (line,) = lines(experiment, cells[:1], rows)
-    assert {value.ours for value in line.values.values()} == {90}
+    assert {name: value.ours for name, value in line.values.items()} == {**dict.fromkeys(named), "median": 90}
 
 
 def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_path):
@@ -66,7 +69,7 @@ def test_figures_of_another_setting_are_in_parentheses_and_say_what_differs(tmp_
     cells = grid.cells(experiment, "smoke")
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
-    assert "| MTL | 0.1 | 50.00 | (90.00) |  | 1 | 8 | 1 epochs, ramp 0.5 of the run, a changed network |" in text
+    assert f"| MTL | 0.1 | 50.00 | (90.00) | 1 | 8 | model width 2, model hidden 4, {RAMP}, 1 epoch |" in text
     assert "SMOKE SCALE" in text
 
 
@@ -78,7 +81,7 @@ def test_what_all_lines_have_in_place_of_the_papers_stands_above_the_table(tmp_p
         "cpu": {"set": SMALL, "verify": {"options": {"bab.timeout": 10, "mip.timeout": 3}}},
     }
     experiment = load(write(tmp_path, verify=verify, scales=scales))
-    for scale, said in (("cpu", "1 epochs, ramp 0.5 of the run, bab.timeout 10, a changed network."), ("full", None)):
+    for scale, said in (("cpu", f"model width 2, model hidden 4, {RAMP}, 1 epoch, {LIMIT}."), ("full", None)):
         cells = grid.cells(experiment, scale)
         text = render.markdown(
             experiment, scale, lines(experiment, cells, by_command([made_up(c, 50.0) for c in cells]))
@@ -107,7 +110,7 @@ def test_published_figures_of_another_data_set_are_left_out(tmp_path):
     rows = by_command([made_up(cells[0], 50.0)])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
     assert "90.00" not in text and "published |" not in text
-    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, " in text and ", 1 epochs, " in text
+    assert "| MTL | 0.1 | 50.00 | 1 | 8 | data digits, " in text and ", 1 epoch, " in text
     assert "(runs data digits, " in grid.described(cells[0])
     assert "90.00" in render.markdown(experiment, "full", lines(experiment, grid.cells(experiment, "full"), {}))
 
@@ -268,7 +271,13 @@ def test_a_page_is_of_all_seeds_that_are_there(tmp_path, capsys):
     file.parent.mkdir(parents=True)
     rows = [made_up(grid.cells(experiment, "smoke", [seed])[0], 50.0 + seed) for seed in (1, 2, 100)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert seeds_of(experiment, "smoke", [7], by_command(rows)) == (100, 7, 1, 2)
+    counted = cells_of_page(experiment, "smoke", by_command(rows))
+    assert sorted((cell.labels["alpha"], cell.seed) for cell in counted) == [
+        ("0.1", 1),
+        ("0.1", 2),
+        ("0.1", 100),
+        ("0.5", 100),
+    ]
     for more in ([], ["--seeds", "7"]):
         main(["report", str(path), "--runs", str(tmp_path / "runs"), *more])
         # mean of 51, 52 and 150
@@ -285,3 +294,25 @@ def test_the_rows_of_many_cells_are_found_in_time(tmp_path, monkeypatch):
     rows = by_command([made_up(cell, 50.0) for cell in cells])
     assert all(found(cell, rows) for cell in cells for _ in range(3))
     assert len(calls) == 2 * len(cells), "one of training and one of verification"
+
+
+def test_the_overview_says_a_setting_once_and_counts_one_cell(tmp_path):
+    entries = [{**EXPERIMENT["entries"][0], "published": {"natural": {"mean": 90.0, "deviation": 0.5}}}]
+    scales = {"cpu": {"set": SMALL}, "full": {"axes": {"method.alpha": [0.1]}}, "smoke": {"only": {"alpha": ["0.1"]}}}
+    path = write(tmp_path, entries=entries, scales=scales, verify={"ibp": {"bound": "ibp"}}, seeds=[1, 2])
+    for scale, count in (("cpu", 3), ("full", 2)):
+        file = tmp_path / "results" / scale / tmp_path.name / "table.jsonl"
+        file.parent.mkdir(parents=True)
+        cells = grid.cells(load(path), scale)[:count]
+        rows = [{**made_up(cell, 91.0 + n), "device": "CPU", "training_seconds": 1.0} for n, cell in enumerate(cells)]
+        for row in rows:
+            row["verify"]["ibp"]["seconds"] = 1.0
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = overview([path], tmp_path / "results")
+    assert text.count(RAMP) == 1 and "cpu scale. In place of the paper's, in every line: model width 2" in text
+    assert "| MTL, 0.1 | natural 91.50 ± 0.71 (90.00 ± 0.5) | 2 |\n" in text
+    assert "| MTL, 0.5 | natural 93.00 (90.00 ± 0.5) | 1 of 2 |\n" in text
+    assert "full scale.\n\n| line | ours (published) | runs |\n|" in text
+    assert "| MTL, 0.1 | natural 91.50 ± 0.71 (90.00 ± 0.5, **+1.50**) | 2 |\n" in text
+    (tmp_path / "one").mkdir()
+    assert "not run (1 cell)" in overview([write(tmp_path / "one", entries=[{"config": "small.yaml"}])], tmp_path)

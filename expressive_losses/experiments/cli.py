@@ -16,7 +16,7 @@ from expressive_losses.experiments import grid, polytope
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
-from expressive_losses.experiments.rows import by_command, collect, found, seeds_of
+from expressive_losses.experiments.rows import by_command, collect, found, own_seeds
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
 from expressive_losses.locking import held
@@ -214,11 +214,12 @@ def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> 
     """Write the rows of the cells that are done, then the page, of all seeds."""
     results = _results(options)
     path = rows_file(experiment, options.scale, results)
-    collect(grid.cells(experiment, options.scale, seeds_of(experiment, options.scale, options.seeds)), root, path)
+    seeds = dict.fromkeys([*own_seeds(experiment, options.scale), *(options.seeds or ())])
+    collect(grid.cells(experiment, options.scale, list(seeds)), root, path)
     pages = path.parent / ".pages"  # for its lock only: drawing takes seconds, in which others keep rows
     pages.mkdir(exist_ok=True)
     with held(pages, 600):
-        print(report(experiment, options.scale, results, options.seeds))
+        print(report(experiment, options.scale, results))
 
 
 def _summary(results: Sequence[Result], seconds: float) -> None:

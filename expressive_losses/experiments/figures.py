@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from expressive_losses.experiments.spec import Experiment, Figure, Scale
 from expressive_losses.experiments.table import Line
 
 _MARKERS = "os^vDPX*"
+_STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 3)))
+#: Labels whose values say by themselves what they are.
+_BARE = ("data", "method", "network", "recipe")
+#: Kinds whose panels have equal axes. Ranges are of a few percent, which differ between data sets.
+_EQUAL = ("lines", "radii", "bars")
 
 
 def draw(
@@ -38,6 +45,50 @@ def draw(
     return True
 
 
+@dataclass
+class _Panel:
+    """One picture and what goes into it.
+
+    Attributes:
+        axis: matplotlib's.
+        names: the labels that tell series apart, in all panels.
+        known: the series so far: each has one colour and one marker in all panels.
+    """
+
+    axis: Any
+    spec: Figure
+    experiment: Experiment
+    group: Sequence[Line]
+    names: Sequence[str]
+    known: dict[str, int]
+
+    def series(self) -> dict[tuple, list[Line]]:
+        """Return the lines by the labels that tell them apart."""
+        return _by(self.group, self.names)
+
+    def said(self, key: Sequence[str], column: str = "") -> str:
+        """Return what a series is called, "crown_ibp, kappa_end 0.5"; a column's name where there are several."""
+        column = column if len(self.spec.y) > 1 or not key else ""
+        return ", ".join([*map(_said, self.names, key), *filter(None, [column])])
+
+    def number(self, label: str) -> int:
+        """Return the number of a series in the whole picture."""
+        return self.known.setdefault(label, len(self.known))
+
+    def look(self, label: str) -> dict[str, str]:
+        """Return colour and marker of a series."""
+        number = self.number(label)
+        return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+
+    def categories(self) -> dict[str, int]:
+        """Mark the values of the x label on the axis; return their places."""
+        places = {value: at for at, value in enumerate(dict.fromkeys(line.labels[self.spec.x] for line in self.group))}
+        shown = {line.labels[self.spec.x]: line.shown[self.spec.x] for line in self.group}
+        self.axis.set_xticks(range(len(places)), [shown[value] for value in places])
+        self.axis.set_xlim(-0.6, len(places) - 0.4)
+        return places
+
+
 def drawn(
     experiment: Experiment,
     scale: Scale,
@@ -47,14 +98,21 @@ def drawn(
 ) -> list[Any]:
     """Return the axes of the figure, one for each panel of which something was run."""
     spec = experiment.figure
-    panels = _by([line for line in lines if line.runs], spec.panels, lambda line: line.labels) if spec else {}
-    axes = _axes(len(panels), experiment.title + _WARNINGS[scale]) if panels else []
-    for axis, (key, group) in zip(axes, panels.items(), strict=True):
-        axis.set_title(", ".join(key) + _replaced(group), fontsize=9)
+    run = [line for line in lines if line.runs] if spec else []
+    if not run:
+        return []
+    panels = [(key, group, one) for key, group in _by(run, spec.panels).items() for one in _quantities(spec)]
+    axes = _axes(len(panels), experiment.title + _WARNINGS[scale], spec.kind)
+    names, known = _telling(experiment, spec, [line for line in lines if line.cells]), {}
+    for axis, (_, group, one) in zip(axes, panels, strict=True):
+        shown = [_said(name, group[0].shown[name]) for name in spec.panels]
+        axis.set_title(", ".join(shown) + _replaced(spec, group), fontsize=9)
+        panel = _Panel(axis, one, experiment, group, names, known)
         if spec.kind == "epochs":
-            _epochs(axis, spec, _cells_of(experiment, group, cells), rows)
+            _epochs(panel, _cells_of(experiment, group, cells), rows)
         else:
-            _KINDS[spec.kind](axis, spec, experiment, group)
+            _KINDS[spec.kind](panel)
+        axis.tick_params(labelbottom=True, labelleft=True)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=6)
     return axes
@@ -67,21 +125,39 @@ _WARNINGS = {
 }
 
 
-def _replaced(group: Sequence[Line]) -> str:
-    """Return on what the lines of a panel were really run, where that is not what the panel is named after."""
+def _quantities(spec: Figure) -> list[Figure]:
+    """Return the figure once for each quantity that has an axis of its own."""
+    if isinstance(spec.ylabel, str):
+        return [spec]
+    return [spec.model_copy(update={"y": (name,), "ylabel": label}) for name, label in spec.ylabel.items()]
+
+
+def _said(name: str, value: str) -> str:
+    return value if name in _BARE else f"{name} {value}"
+
+
+def _replaced(spec: Figure, group: Sequence[Line]) -> str:
+    """Return on what the lines of a panel were really run, where that is not what they are named after."""
     named = dict.fromkeys(text for line in group for text in line.differs if text.startswith(("data ", "eps ")))
+    named |= dict.fromkeys(
+        _said(name, line.shown[name])
+        for line in group
+        for name in ("data", "eps")
+        if name not in (*spec.panels, spec.x) and " (for " in line.shown.get(name, "")
+    )
     return f" (here: {', '.join(named)})" if named else ""
 
 
-def _axes(count: int, title: str) -> list[Any]:
-    """Return so many axes of a new picture, three in a row."""
+def _axes(count: int, title: str, kind: str) -> list[Any]:
+    """Return so many axes of a new picture, up to three in a row."""
     from matplotlib.figure import Figure as Picture  # here: it takes a second to import, and only figures need it
 
-    columns = min(3, count)
+    columns = 2 if count == 4 else min(3, count)
     height = -(-count // columns)
     picture = Picture(figsize=(4.4 * columns, 3.4 * height + 0.4), layout="constrained")
-    picture.suptitle(title, fontsize=9)
-    axes = picture.subplots(height, columns, squeeze=False).flatten()
+    picture.suptitle(textwrap.fill(title, 60 * columns), fontsize=9)
+    equal = kind in _EQUAL
+    axes = picture.subplots(height, columns, squeeze=False, sharey=equal, sharex=equal and kind != "bars").flatten()
     for axis in axes[count:]:
         axis.remove()
     return list(axes[:count])
@@ -92,24 +168,26 @@ def _cells_of(experiment: Experiment, group: Sequence[Line], cells: Sequence[Cel
     return [cell for cell in cells if tuple(cell.labels.get(name, "") for name in experiment.lines) in inside]
 
 
-def _by(items: Sequence[Any], names: Sequence[str], labels: Callable[[Any], Mapping[str, str]]) -> dict[tuple, list]:
-    groups: dict[tuple, list] = {}
-    for item in items:
-        groups.setdefault(tuple(labels(item).get(name, "") for name in names), []).append(item)
+def _by(lines: Sequence[Line], names: Sequence[str]) -> dict[tuple, list[Line]]:
+    groups: dict[tuple, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line.labels.get(name, "") for name in names), []).append(line)
     return groups
 
 
-def _series(spec: Figure, experiment: Experiment, group: Sequence[Line]) -> dict[tuple, list[Line]]:
-    """Return the lines by the labels that are neither the x axis nor the same throughout."""
+def _telling(experiment: Experiment, spec: Figure, lines: Sequence[Line]) -> list[str]:
+    """Return the labels that are neither the x axis, nor a panel, nor the same throughout; of a scatter the method."""
+    if spec.kind == "scatter":
+        return ["method"]
     names = [name for name in experiment.lines if name not in (spec.x, *spec.panels)]
-    names = [name for name in names if len({line.labels[name] for line in group}) > 1]
-    return _by(group, names, lambda line: line.labels)
+    return [name for name in names if len({line.labels[name] for line in lines}) > 1]
 
 
-def _lines(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+def _lines(panel: _Panel) -> None:
     """Columns over a label that is a number, one curve for each column and series."""
-    for number, (key, series) in enumerate(_series(spec, experiment, group).items()):
-        for name, style in zip(spec.y, ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 3))), strict=False):
+    axis, spec = panel.axis, panel.spec
+    for key, series in panel.series().items():
+        for name, style in zip(spec.y, _STYLES, strict=False):
             points = sorted(
                 (float(line.labels[spec.x]), line.values[name].ours, line.values[name].deviation or 0.0)
                 for line in series
@@ -117,80 +195,89 @@ def _lines(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) ->
             )
             if points:
                 x, y, error = zip(*points, strict=True)
-                label = ", ".join([*key, name])
-                marker = _MARKERS[number % len(_MARKERS)]
-                axis.errorbar(x, y, error, linestyle=style, marker=marker, ms=3, lw=1, label=label)
+                label = panel.said(key, name)
+                axis.errorbar(x, y, error, linestyle=style, ms=3, lw=1, label=label, **panel.look(label))
     axis.set(xlabel=spec.x, ylabel=spec.ylabel, xscale="log" if spec.log else "linear")
 
 
-def _radii(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+def _radii(panel: _Panel) -> None:
     """Columns over the radius that their names end in ("verified 0.1"), one curve for each line of the table."""
-    for number, (key, (line, *_)) in enumerate(_series(spec, experiment, group).items()):
-        for kind, style in zip(spec.y, ("-", "--", ":"), strict=False):
+    axis, spec = panel.axis, panel.spec
+    for key, (line, *_) in panel.series().items():
+        trained = f"trained at {panel.said(key)}"
+        for kind, style in zip(spec.y, _STYLES, strict=False):
             named = {name: value.ours for name, value in line.values.items() if name.rpartition(" ")[0] == kind}
             points = [(float(name.rpartition(" ")[2]), ours) for name, ours in named.items() if ours is not None]
             if points:
-                marker = _MARKERS[number % len(_MARKERS)]
-                axis.plot(
-                    *zip(*points, strict=True), linestyle=style, marker=marker, ms=3, label=", ".join([*key, kind])
-                )
+                look = {"linestyle": style, "label": f"{trained}, {kind}", **panel.look(trained)}
+                axis.plot(*zip(*points, strict=True), ms=3, **look)
     axis.set(xlabel="eps of the test", ylabel=spec.ylabel)
 
 
-def _scatter(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+def _scatter(panel: _Panel) -> None:
     """One column against another, one kind of point for each method."""
-    for number, (key, series) in enumerate(_by(group, ("method",), lambda line: line.labels).items()):
+    axis, spec = panel.axis, panel.spec
+    for key, series in panel.series().items():
         points = [(line.values[spec.x].ours, line.values[spec.y[0]].ours) for line in series]
         points = [point for point in points if None not in point]
         if points:
-            marker = _MARKERS[number % len(_MARKERS)]
-            axis.plot(*zip(*points, strict=True), marker, ms=4, label=", ".join(key))
+            label = panel.said(key)
+            axis.plot(*zip(*points, strict=True), linestyle="none", ms=4, label=label, **panel.look(label))
     axis.set(xlabel=f"{spec.x} (%)", ylabel=f"{spec.y[0]} (%)")
 
 
-def _ranges(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+def _ranges(panel: _Panel) -> None:
     """For each value of a label and each series: the last column as a point, the first two as the ends of a bar."""
+    axis, spec, places, series = panel.axis, panel.spec, panel.categories(), panel.series()
     low, high, middle = spec.y
-    series = _series(spec, experiment, group)
-    places = {value: place for place, value in enumerate(dict.fromkeys(line.labels[spec.x] for line in group))}
     for number, (key, mine) in enumerate(series.items()):
         shift = (number + 1) / (len(series) + 1) - 0.5
         shown = [line for line in mine if line.values[middle].ours is not None]
         x = [places[line.labels[spec.x]] + shift for line in shown]
         y = [line.values[middle].ours for line in shown]
-        ends = [[abs(line.values[middle].ours - line.values[end].ours) for line in shown] for end in (low, high)]
-        axis.errorbar(x, y, ends, fmt=_MARKERS[number % len(_MARKERS)], ms=4, lw=1, label=", ".join(key))
-    axis.set(xlabel=spec.x, ylabel=spec.ylabel)
-    axis.set_xticks(range(len(places)), list(places))
+        ends = [[_distance(line, middle, end) for line in shown] for end in (low, high)]
+        label = ", ".join(map(_said, panel.names, key))
+        axis.errorbar(x, y, ends, linestyle="none", elinewidth=1, ms=4, label=label, **panel.look(label))
+    axis.set(xlabel=spec.x, ylabel=f"{low}, {middle}, {high} ({spec.ylabel})")
 
 
-def _bars(axis, spec: Figure, experiment: Experiment, group: Sequence[Line]) -> None:
+def _distance(line: Line, middle: str, end: str) -> float:
+    """Return how far an end of a bar is from its middle; 0 for one run, which has no ends."""
+    ours = line.values[end].ours
+    return 0.0 if ours is None else abs(line.values[middle].ours - ours)
+
+
+def _bars(panel: _Panel) -> None:
     """For each value of a label one bar for each series and column."""
-    places = {value: place for place, value in enumerate(dict.fromkeys(line.labels[spec.x] for line in group))}
-    bars = [(key, mine, name) for key, mine in _series(spec, experiment, group).items() for name in spec.y]
-    width = 0.8 / len(bars)
+    axis, spec, places = panel.axis, panel.spec, panel.categories()
+    bars = [(key, mine, name) for key, mine in panel.series().items() for name in spec.y]
+    width = min(0.4, 0.8 / len(bars))
     for number, (key, mine, name) in enumerate(bars):
         shown = [line for line in mine if line.values[name].ours is not None]
-        x = [places[line.labels[spec.x]] + (number + 0.5) * width - 0.4 for line in shown]
+        x = [places[line.labels[spec.x]] + (number + 0.5 - len(bars) / 2) * width for line in shown]
         error = [line.values[name].deviation or 0.0 for line in shown]
-        axis.bar(x, [line.values[name].ours for line in shown], width, yerr=error, label=", ".join([*key, name]))
+        label = panel.said(key, name)
+        heights = [line.values[name].ours for line in shown]
+        axis.bar(x, heights, width, yerr=error, color=panel.look(label)["color"], label=label)
     axis.set(xlabel=spec.x, ylabel=spec.ylabel)
-    axis.set_xticks(range(len(places)), list(places))
 
 
-def _epochs(axis, spec: Figure, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> None:
+def _epochs(panel: _Panel, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> None:
     """What was observed after each epoch, one curve for each cell."""
+    axis, spec = panel.axis, panel.spec
+    seeds = {cell.seed for cell in cells}
     for cell in cells:
         row = found(cell, rows)
         for name in spec.y if row is not None else ():
             points = [(one["epoch"], one[name]) for one in row["epochs_observed"] if one.get(name) is not None]
             if points:
-                label = f"{name}, {cell.labels['method']}, seed {cell.seed}"
-                axis.plot(*zip(*points, strict=True), marker=".", lw=1, label=label)
+                said = [name] * (len(spec.y) > 1) + [cell.labels["method"]] + [f"seed {cell.seed}"] * (len(seeds) > 1)
+                label = ", ".join(said)
+                axis.plot(*zip(*points, strict=True), ms=3, lw=1, label=label, **panel.look(label))
     axis.set(xlabel="epoch", ylabel=spec.ylabel)
 
 
-_KINDS: dict[str, Callable[..., None]] = {
+_KINDS: dict[str, Callable[[_Panel], None]] = {
     "lines": _lines,
     "radii": _radii,
     "scatter": _scatter,

@@ -15,7 +15,7 @@ from typing import Any
 from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
-from expressive_losses.experiments.settings import plain, settings
+from expressive_losses.experiments.settings import plain, replaced, replaced_in_verification
 from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
 from expressive_losses.verify import build_stages
 
@@ -30,7 +30,9 @@ class Cell:
         verifications: by name.
         labels: what tables call the cell; of the paper's setting, whatever the scale replaces.
         paper: the config as the paper has it, without what the scale replaces.
+        instead: in words, of which part of the paper's networks (or other values of an axis) the lines are.
         paper_verifications: likewise.
+        in_paper: whether the paper has such a cell.
         published: the published figures, None where there are none.
         runs: whether this scale runs the cell; if not, tables say "not run".
         values: what is in the config's file, where that was read already.
@@ -44,7 +46,9 @@ class Cell:
     observe: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     paper: Config | None = None
+    instead: tuple[str, ...] = ()
     paper_verifications: Mapping[str, Verification] = field(default_factory=dict)
+    in_paper: bool = True
     published: Mapping[str, Any] | None = None
     runs: bool = True
     values: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -62,29 +66,19 @@ class Cell:
         """Hash of the resolved config: cells of several tables that train the same network share it."""
         return key_of(self.resolved, self.observe)
 
-    def replaced(self, verifications: Iterable[str]) -> tuple[str, ...]:
+    def replaced(self, verifications: Iterable[str], evaluated: bool = False) -> tuple[str, ...]:
         """Return what the run has in place of the paper's setting: "network cnn_small", "4 epochs", "first 20 images".
 
         The setting that the full scale verifies with counts as the paper's.
 
         Args:
-            verifications: whose images count.
+            verifications: those that count.
+            evaluated: whether the attack of training's own evaluation counts.
         """
-        ours, paper = self.resolved, self.paper
-        found = [said for said, theirs in zip(settings(ours), settings(paper), strict=True) if said != theirs]
+        found = replaced(self.resolved, self.paper, evaluated)
         for name in verifications:
-            asked, published = self.verifications[name], self.paper_verifications[name]
-            if _images(asked) != _images(published):
-                found.append(f"{_images(asked)} images")
-            mine, theirs = _options(asked), _options(published)
-            found += [
-                f"{key} {mine.get(key, 'by default')}"
-                for key in dict.fromkeys([*mine, *theirs])
-                if mine.get(key) != theirs.get(key)
-            ]
-        if ours.model.name == paper.model.name and ours.model != paper.model:
-            found.append("a changed network")
-        return tuple(dict.fromkeys(found))
+            found += replaced_in_verification(self.verifications[name], self.paper_verifications[name])
+        return tuple(dict.fromkeys([*self.instead, *found]))
 
     @property
     def comparable(self) -> bool:
@@ -122,8 +116,8 @@ class Cell:
 def described(cell: Cell) -> str:
     """Return a cell in words: what tables call it, and what it really runs where that is something else."""
     labels = [f"{key} {value}" for key, value in cell.labels.items()]
-    replaced = ", ".join(cell.replaced(cell.verifications))
-    return f"{', '.join(labels)}, seed {cell.seed}" + (f" (runs {replaced})" if replaced else "")
+    instead = ", ".join(cell.replaced(cell.verifications)) if cell.in_paper else "what is not in the paper"
+    return f"{', '.join(labels)}, seed {cell.seed}" + (f" (runs {instead})" if instead else "")
 
 
 def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -142,7 +136,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
         changes = {key: value for key, value in change.set.items() if value is not None}
         for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
             assignments = assignments_of(entry.set, changes, entry.at.get(scale, {}), point)
-            own = {key: value for key, value in point.items() if key not in change.axes}
+            own = _of_paper(experiment, entry, point)
             paper = configs.resolve(values, map(_parsed, assignments_of(entry.set, own)), str(path))
             labels = _labels(entry, path, paper, point, radius)
             runs = all(labels.get(key) in only for key, only in change.only.items())
@@ -154,7 +148,9 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
                 "observe": experiment.observe,
                 "labels": labels,
                 "paper": paper,
+                "instead": _instead(experiment, entry, change),
                 "paper_verifications": _verifications(experiment, entry, full, radius),
+                "in_paper": "full" in entry.scales,  # the scale that is the paper's own setting
                 "published": _published(entry, paper, radius),
                 "runs": runs,
                 "values": values,
@@ -206,10 +202,6 @@ def _parsed(assignment: str) -> Mapping[str, Any]:
     return configs.parse_assignment(assignment)
 
 
-def _images(asked: Verification) -> str:
-    return "all" if asked.first is None else f"first {asked.first}"
-
-
 def _options(asked: Verification) -> dict[str, Any]:
     """Return the options of the stages that run."""
     stages = {stage.name for stage in build_stages(asked.bound)}
@@ -242,7 +234,7 @@ def _labels(entry: Entry, path: Path, paper: Config, point: Mapping[str, Any], r
         "network": paper.model.name,
         "recipe": path.stem,
         **entry.labels,
-        **{_LABELS.get(key, key.rpartition(".")[2]): plain(value) for key, value in point.items()},
+        **{_label(key): plain(value) for key, value in point.items()},
     }
 
 
@@ -250,9 +242,41 @@ def _labels(entry: Entry, path: Path, paper: Config, point: Mapping[str, Any], r
 _LABELS = {"model": "network", "eps.target": "eps"}
 
 
+def _label(key: str) -> str:
+    return _LABELS.get(key, key.rpartition(".")[2])
+
+
 def _points(entry: Entry, change: ScaleSpec) -> list[dict[str, Any]]:
     axes = {**entry.axes, **change.axes}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _of_paper(experiment: Experiment, entry: Entry, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the point of the paper's own axes that a point of a scale is, or stands for: then their first values.
+
+    An axis that no label shows is described as a whole (:func:`_instead`), its values do not differ one by one.
+    """
+    return {
+        key: point[key] if point[key] in values or _label(key) not in experiment.lines else values[0]
+        for key, values in entry.axes.items()
+    }
+
+
+def _instead(experiment: Experiment, entry: Entry, change: ScaleSpec) -> tuple[str, ...]:
+    """Return of how many of the paper's values a line is, for each axis that a scale replaces and no label shows."""
+    return tuple(
+        _count(_label(key), values, entry.axes[key])
+        for key, values in change.axes.items()
+        if key in entry.axes and _label(key) not in experiment.lines and list(values) != list(entry.axes[key])
+    )
+
+
+def _count(noun: str, ours: Sequence[Any], papers: Sequence[Any]) -> str:
+    """Return "3 of the paper's 10 networks (model_a, ...)", or "2 networks (cnn_tiny, ...) for the paper's 8"."""
+    named, many = ", ".join(map(plain, ours)), len(papers)
+    if all(value in papers for value in ours):
+        return f"{len(ours)} of the paper's {many} {noun}s ({named})"
+    return f"{len(ours)} {noun}{'s' if len(ours) > 1 else ''} ({named}) for the paper's {many}"
 
 
 def _verifications(
@@ -276,7 +300,11 @@ def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, 
     """
     own = entry.published is not None or entry.set or entry.axes
     figures = entry.published if own else paper.paper
-    return figures if radius in (None, paper.eps.target.text) else (figures or {}).get("others", {}).get(radius)
+    if radius in (None, paper.eps.target.text) or figures is None:
+        return figures
+    about = {key: figures[key] for key in ("source", "verified_by", "note") if key in figures}
+    other = figures.get("others", {}).get(radius)
+    return None if other is None else {**about, **other}
 
 
 def _assignment(key: str, value: Any) -> str:

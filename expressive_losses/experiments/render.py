@@ -6,101 +6,58 @@ import csv
 import io
 from collections.abc import Sequence
 
+from expressive_losses.experiments import notes
+from expressive_losses.experiments.notes import MARKED, in_table, with_published
 from expressive_losses.experiments.spec import Experiment, Scale
 from expressive_losses.experiments.table import Line, Value
 
 NOT_RUN = "not run"
-#: Percentage points from which on a difference is marked.
-MARKED = 1.0
-_WARNINGS = {
-    "smoke": "SMOKE SCALE: a few images of handwritten digits, a tiny network, a few epochs, whatever a line is named "
-    "after. The figures show that the chain runs; they say nothing about the method. Published figures "
-    "are of other data and left out.",
-    "cpu": "CPU SCALE: small networks and short training. Where a line names what differs from the paper, the "
-    "published figure beside it is of another setting; where the data set differs, it is left out.",
-    "full": "",
-}
+#: In place of an extreme or a quartile of one run.
+_ONE_RUN = "–"
 
 
 def markdown(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
-    """Return the page of a table: title, warning of the scale, table."""
-    head = [f"# {experiment.title}", "", f"Scale: {scale}."]
-    parts = [*head, *_paragraph(f"**{_WARNINGS[scale]}**" if _WARNINGS[scale] else "")]
-    parts += _paragraph(experiment.note) + _paragraph(_everywhere(lines))
-    parts += ["", *_table(experiment, lines), "", _legend(experiment, lines)]
-    return "\n".join(parts) + "\n"
+    """Return the page of a table: title, warning of the scale, table, notes."""
+    warning = [f"**{notes.WARNINGS[scale]}**"] if notes.WARNINGS[scale] else []
+    header, body = _table(experiment, lines)
+    table = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    table += ["| " + " | ".join(cells) + " |" for cells in body]
+    head = [f"# {experiment.title}", f"Scale: {scale}.", *warning, *notes.above(experiment, lines)]
+    return "\n\n".join([*head, "\n".join(table), *notes.below(experiment, scale, lines)]) + "\n"
 
 
-def _paragraph(text: str) -> list[str]:
-    return ["", " ".join(text.split())] if text else []
-
-
-def _shared(lines: Sequence[Line]) -> list[str]:
-    """Return what all lines that were run have in place of the paper's setting, if there is more than one."""
-    run = [line.differs for line in lines if line.runs]
-    return [text for text in run[0] if all(text in other for other in run)] if len(run) > 1 else []
-
-
-def _everywhere(lines: Sequence[Line]) -> str:
-    shared = _shared(lines)
-    return f"In place of the paper's, in every line that was run: {', '.join(shared)}." if shared else ""
-
-
-def _legend(experiment: Experiment, lines: Sequence[Line]) -> str:
-    text = "Accuracies are percent of the images; mean ± standard deviation over the runs."
-    if _with_published(experiment, lines):
-        text += (
-            " A published figure in parentheses is of another setting than ours: above the table is what all lines "
-            "have in its place, the last column has the rest. Differences are given where there is none; "
-            f"bold from {MARKED:g} on."
-        )
-    done = sum(line.runs > 0 for line in lines)
-    return f"{text} {done} of {len(lines)} lines were run."
-
-
-def _table(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    header, body = _header(experiment, lines), _body(experiment, lines)
-    rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return rows + ["| " + " | ".join(cells) + " |" for cells in body]
-
-
-def _with_published(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    """Return the columns that have a published figure somewhere."""
-    return [name for name in experiment.columns if any(line.values[name].published is not None for line in lines)]
-
-
-def _with_difference(lines: Sequence[Line]) -> bool:
-    return any(set(line.differs) - set(_shared(lines)) for line in lines)
-
-
-def _header(experiment: Experiment, lines: Sequence[Line]) -> list[str]:
-    compared, header = _with_published(experiment, lines), list(experiment.lines)
+def _table(experiment: Experiment, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and body, without columns that would be empty in every line."""
+    shown, shared = in_table(lines), notes.shared_differences(lines)
+    published, numbers = with_published(experiment, shown), notes.footnotes(lines)
+    compared = [name for name in published if any(line.values[name].difference is not None for line in shown)]
+    header = list(experiment.lines)
     for name in experiment.columns:
-        header += [name, "published", "difference"] if name in compared else [name]
+        header += [name, *([f"{name} published"] * (name in published)), *([f"{name} difference"] * (name in compared))]
     header += ["runs", "images"]
-    return [*header, "in place of the paper's"] if _with_difference(lines) else header
+    body = [_cells(experiment, line, published, compared, notes.mark(line, lines, numbers)) for line in shown]
+    differences = [notes.differences(line, shared) if line.runs else "" for line in shown]
+    if not any(differences):
+        return header, body
+    return [*header, "in place of the paper's"], [[*cells, own] for cells, own in zip(body, differences, strict=True)]
 
 
-def _body(experiment: Experiment, lines: Sequence[Line]) -> list[list[str]]:
-    compared, width = _with_published(experiment, lines), len(_header(experiment, lines))
-    shared = _shared(lines)
-    return [_cells(experiment, compared, line, shared)[:width] for line in lines]
-
-
-def _cells(experiment: Experiment, compared: Sequence[str], line: Line, shared: Sequence[str]) -> list[str]:
-    cells = [line.labels[name] for name in experiment.lines]
+def _cells(
+    experiment: Experiment, line: Line, published: Sequence[str], compared: Sequence[str], mark: str
+) -> list[str]:
+    *first, last = (line.shown[name] for name in experiment.lines)
+    cells = [*first, last + mark]
     for name in experiment.columns:
         value = line.values[name]
-        cells.append(_ours(value) + (_of_images(value) if len(line.images) > 1 else ""))
-        if name in compared:
-            cells += [_published(value), _difference(value)]
-    images = str(*line.images) if len(line.images) == 1 else ""
-    return [*cells, str(line.runs), images, ", ".join(text for text in line.differs if text not in shared)]
+        cells.append(our_figure(value) + (_of_images(value) if len(line.images) > 1 else ""))
+        cells += [published_figure(value)] * (name in published) + [difference_of(value)] * (name in compared)
+    return [*cells, notes.runs_of(line), str(*line.images) if len(line.images) == 1 else ""]
 
 
-def _ours(value: Value) -> str:
+def our_figure(value: Value) -> str:
+    """Our mean with its deviation, or why there is none."""
     if value.ours is None:
-        return NOT_RUN if value.asked else ""
+        return (_ONE_RUN if value.runs else NOT_RUN) if value.asked else ""
     return _number(value.ours) + (f" ± {value.deviation:.2f}" if value.deviation is not None else "")
 
 
@@ -113,13 +70,15 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _published(value: Value) -> str:
-    """The published figure, in parentheses where ours is of another setting."""
-    text = _number(value.published)
+def published_figure(value: Value) -> str:
+    """The published figure, in parentheses where ours is of another setting; its deviation with the paper's digits."""
+    deviation = "" if value.published_deviation is None else f" ± {value.published_deviation:g}"
+    text = _number(value.published) + deviation
     return f"({text})" if text and value.ours is not None and not value.comparable else text
 
 
-def _difference(value: Value) -> str:
+def difference_of(value: Value) -> str:
+    """Ours - published, bold from :data:`MARKED` on, where the setting is the paper's."""
     if value.difference is None:
         return ""
     text = f"{value.difference:+.2f}"
@@ -130,15 +89,17 @@ def comma_separated(experiment: Experiment, scale: Scale, lines: Sequence[Line])
     """Return the table as CSV: one column for each number, empty where it was not run."""
     names = [*experiment.lines, "scale"]
     for name in experiment.columns:
-        names += [name, f"{name} deviation", f"{name} published", f"{name} images"]
+        names += [name, *(f"{name} {what}" for what in ("deviation", "published", "published deviation", "images"))]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, "runs", "differs"])
+    writer.writerow([*names, "runs", "cells", "differs"])
     for line in lines:
-        cells: list[object] = [*line.labels.values(), scale]
+        cells: list[object] = [*line.shown.values(), scale]
         for value in line.values.values():
-            cells += [value.ours, value.deviation, value.published, " ".join(map(str, value.images))]
-        writer.writerow([*cells, line.runs, "; ".join(line.differs)])
+            cells += [value.ours, value.deviation, value.published, value.published_deviation]
+            cells.append(" ".join(map(str, value.images)))
+        differs = "; ".join(line.differs) if line.in_paper else "not in the paper"
+        writer.writerow([*cells, line.runs, line.cells, differs])
     return file.getvalue()
 
 
@@ -148,10 +109,11 @@ _LATEX = str.maketrans(
 
 
 def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
-    """Return the table as LaTeX (booktabs), with its scale in the caption."""
-    header = _header(experiment, lines)
-    body = [" & ".join(map(_latex, cells)) + r" \\" for cells in _body(experiment, lines)]
-    caption = f"{experiment.title} ({scale} scale). {_WARNINGS[scale]}".strip()
+    """Return the table as LaTeX (booktabs): scale and warning in the caption, what a page says around it below."""
+    header, table = _table(experiment, lines)
+    body = [" & ".join(map(_latex, cells)) + r" \\" for cells in table]
+    caption = f"{experiment.title} ({scale} scale). {notes.WARNINGS[scale]}".strip()
+    said = [*notes.above(experiment, lines), *notes.below(experiment, scale, lines)]
     return "\n".join(
         [
             r"\begin{table}",
@@ -163,6 +125,7 @@ def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            *(rf"\par\footnotesize {_latex(text)}" for text in said),
             r"\end{table}",
             "",
         ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from expressive_losses.experiments import render
 from expressive_losses.experiments.figures import draw
-from expressive_losses.experiments.grid import cells
-from expressive_losses.experiments.rows import by_command, seeds_of
+from expressive_losses.experiments.rows import by_command, cells_of_page
 from expressive_losses.experiments.spec import Experiment, Scale
 from expressive_losses.experiments.table import lines
 from expressive_losses.results import read_rows
@@ -20,18 +18,13 @@ def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
     return results / experiment.rows.get(scale, f"{scale}/{experiment.name}.jsonl")
 
 
-def page(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> str:
-    """Return the table of the rows that are there, as Markdown.
-
-    Args:
-        seeds: beside those of the experiment and of the rows.
-    """
+def page(experiment: Experiment, scale: Scale, results: Path) -> str:
+    """Return the table of the rows that are there, of whatever seeds, as Markdown."""
     rows = by_command(read_rows(rows_file(experiment, scale, results)))
-    grid = cells(experiment, scale, seeds_of(experiment, scale, seeds, rows))
-    return render.markdown(experiment, scale, lines(experiment, grid, rows))
+    return render.markdown(experiment, scale, lines(experiment, cells_of_page(experiment, scale, rows), rows))
 
 
-def report(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[int] | None = None) -> Path:
+def report(experiment: Experiment, scale: Scale, results: Path) -> Path:
     """Render an experiment beside its rows, as :func:`page` does; return the path of the Markdown page.
 
     Raises:
@@ -39,7 +32,7 @@ def report(experiment: Experiment, scale: Scale, results: Path, seeds: Sequence[
     """
     path = rows_file(experiment, scale, results)
     rows = by_command(read_rows(path))
-    grid = cells(experiment, scale, seeds_of(experiment, scale, seeds, rows))
+    grid = cells_of_page(experiment, scale, rows)
     found = lines(experiment, grid, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.with_suffix(".md"), render.markdown(experiment, scale, found))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expressive_losses.experiments import grid
 from expressive_losses.experiments.execute import row_of_cell
 from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.question import answers
@@ -47,12 +48,17 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     return len(known)
 
 
-def seeds_of(
-    experiment: Experiment, scale: Scale, asked: Sequence[int] | None = None, rows: Mapping[Identity, Row] = {}
-) -> tuple[int, ...]:
-    """Return the seeds of a page: those of the experiment, those asked for beside them, and those of rows there are."""
-    own = experiment.scales.get(scale, ScaleSpec()).seeds or experiment.seeds
-    return tuple(dict.fromkeys([*own, *(asked or ()), *sorted({row["seed"] for row in rows.values()})]))
+def cells_of_page(experiment: Experiment, scale: Scale, rows: Mapping[Identity, Row]) -> list[Cell]:
+    """Return the cells that a page is of: those of the experiment's seeds, and those of other seeds that have a row."""
+    own = own_seeds(experiment, scale)
+    others = sorted({row["seed"] for row in rows.values()} - set(own))
+    cells = grid.cells(experiment, scale, [*own, *others])
+    return [cell for cell in cells if cell.seed in own or found(cell, rows) is not None]
+
+
+def own_seeds(experiment: Experiment, scale: Scale) -> tuple[int, ...]:
+    """Return the seeds of an experiment at a scale."""
+    return experiment.scales.get(scale, ScaleSpec()).seeds or experiment.seeds
 
 
 def by_command(rows: Sequence[Row]) -> dict[Identity, Row]:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from expressive_losses import config as configs
 from expressive_losses.config import Section
@@ -80,7 +80,15 @@ class Figure(Section):
     )
     panels: tuple[str, ...] = Field((), description="labels: one picture for each of their values")
     log: bool = Field(False, description="logarithmic x axis")
-    ylabel: str = "%"
+    ylabel: str | dict[str, str] = Field(
+        "%", description="by column: each of them has a picture of its own, as quantities do that are not the same"
+    )
+
+    @model_validator(mode="after")
+    def _of_its_columns(self):
+        if not isinstance(self.ylabel, str) and set(self.ylabel) != set(self.y):
+            raise ValueError(f"ylabel: expected one for each of {', '.join(self.y)}, got {', '.join(self.ylabel)}")
+        return self
 
 
 class Entry(Section):
@@ -90,7 +98,10 @@ class Entry(Section):
     labels: dict[str, str] = {}
     set: dict[str, Any] = {}
     axes: dict[str, tuple[Any, ...]] = {}
-    published: dict[str, Any] | None = Field(None, description="in place of the config's `paper`, `others` by radius")
+    published: dict[str, Any] | None = Field(
+        None,
+        description="in place of the config's `paper`, `others` by radius; a figure: a number, or {mean, deviation}",
+    )
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
     verify: dict[str, dict[str, Any] | None] = Field(
         {}, description="fields of verifications in place of the experiment's and the scale's; null: not asked of these"

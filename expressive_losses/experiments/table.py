@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.rows import Identity, Row, found
+from expressive_losses.experiments.settings import named
 from expressive_losses.experiments.spec import Column, Experiment
-
-
-def _quartiles(numbers: Sequence[float]) -> list[float]:
-    """Return lower quartile, median and upper quartile; of a single number, that number."""
-    return statistics.quantiles([*numbers, *numbers] if len(numbers) == 1 else numbers, method="inclusive")
-
 
 _STATISTICS = {
     "mean": statistics.fmean,
     "median": statistics.median,
-    "lower quartile": lambda numbers: _quartiles(numbers)[0],
-    "upper quartile": lambda numbers: _quartiles(numbers)[2],
+    "lower quartile": lambda numbers: statistics.quantiles(numbers, method="inclusive")[0],
+    "upper quartile": lambda numbers: statistics.quantiles(numbers, method="inclusive")[2],
     "min": min,
     "max": max,
 }
@@ -32,25 +27,31 @@ class Value:
     """One figure of a line.
 
     Attributes:
-        ours: over the runs; None: not run.
-        deviation: standard deviation over the runs; None for fewer than two, or where it says nothing.
+        ours: over the runs; None: not run, or one run alone where the figure is an extreme or a quartile of several.
+        deviation: sample standard deviation (n - 1) over the runs; None for fewer than two, or where it says nothing.
         published: the paper's; None where it has none, or one of another data set than ours.
+        published_deviation: the paper's, over its runs.
         comparable: whether the two are of the same network, epochs and images.
+        runs: how many have the figure.
         images: how many ours is of; more than one number where runs differ, none where it is not of images.
         asked: whether the line has such a figure at all.
+        percent: an accuracy; differences of seconds and losses mean nothing.
     """
 
     ours: float | None
-    deviation: float | None
-    published: float | None
-    comparable: bool
+    deviation: float | None = None
+    published: float | None = None
+    published_deviation: float | None = None
+    comparable: bool = False
+    runs: int = 0
     images: tuple[int, ...] = ()
     asked: bool = True
+    percent: bool = True
 
     @property
     def difference(self) -> float | None:
         """Ours - published, where that means anything."""
-        if self.ours is None or self.published is None or not self.comparable:
+        if self.ours is None or self.published is None or not (self.comparable and self.percent):
             return None
         return self.ours - self.published
 
@@ -60,18 +61,30 @@ class Line:
     """One line of a table.
 
     Attributes:
-        labels: what it is.
+        labels: what it is, of the paper's setting.
+        shown: the same as pages say it: "mnist (for cifar10)" where another data set, radius or network was run.
         values: by column.
         runs: rows behind it.
+        cells: rows that there are when all of it was run; 0: not part of the scale.
         images: how many the figures are of; more than one number where columns differ.
-        differs: what our runs have in place of the paper's setting.
+        differs: what our runs have in place of the paper's setting, beside what ``shown`` says.
+        in_paper: whether the paper has such a line.
+        notes: what there is to know of the published figures.
+        seeds: of the rows.
+        commits: of the rows' training.
     """
 
     labels: dict[str, str]
+    shown: dict[str, str]
     values: dict[str, Value]
     runs: int
+    cells: int
     images: tuple[int, ...]
     differs: tuple[str, ...]
+    in_paper: bool = True
+    notes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    commits: tuple[str, ...] = ()
 
 
 def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> list[Line]:
@@ -86,32 +99,90 @@ def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity,
 
 def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[Identity, Row]) -> Line:
     pairs = [(cell, row) for cell in group if (row := found(cell, rows)) is not None]
-    mine = [row for _, row in pairs]
-    shown = {column.verification for column in experiment.columns.values()}
-    differs = tuple(
-        dict.fromkeys(text for cell, _ in pairs for text in cell.replaced(shown & cell.verifications.keys()))
+    mine, run = [row for _, row in pairs], [cell for cell, _ in pairs]
+    asked = {column.verification for column in experiment.columns.values()}
+    evaluated = any(column.figure == "adversarial" for column in experiment.columns.values())
+    differs = _unique(
+        text
+        for cell in run
+        for text in cell.replaced([name for name in cell.verifications if name in asked], evaluated)
     )
-    published = (group[0].published or {}) if group[0].comparable else {}
+    first = group[0]
+    published = (first.published or {}) if first.comparable else {}
     values = {
-        name: _value(column, published, mine, comparable=column.percent and not differs)
-        if column.verification is None or column.verification in group[0].verifications
-        else Value(None, None, None, False, asked=False)
+        name: _value(column, published, mine, comparable=first.in_paper and not differs)
+        if column.verification is None or column.verification in first.verifications
+        else Value(None, asked=False)
         for name, column in experiment.columns.items()
     }
-    images = tuple(dict.fromkeys(count for value in values.values() for count in value.images))
-    return Line(labels, values, len(mine), images, differs)
+    shown = _shown(labels, run)
+    said = {f"{name} {text.partition(' (for ')[0]}" for name, text in shown.items() if " (for " in text}
+    return Line(
+        labels=labels,
+        shown=shown,
+        values=values,
+        runs=len(mine),
+        cells=sum(cell.runs for cell in group),
+        images=_unique(count for value in values.values() for count in value.images),
+        differs=tuple(text for text in differs if text not in said) if first.in_paper else (),
+        in_paper=first.in_paper,
+        notes=_notes(experiment, published, values),
+        seeds=_unique(row["seed"] for row in mine),
+        commits=_unique(row["git"] for row in mine if "git" in row),
+    )
+
+
+def _shown(labels: Mapping[str, str], run: Sequence[Cell]) -> dict[str, str]:
+    """Return the labels, with what was run first where it is not what the paper has: "0.1 (for 2/255)"."""
+    shown = {name: _fraction(text) if name == "eps" else text for name, text in labels.items()}
+    for name in labels:
+        pairs = {(named(cell.resolved).get(name), named(cell.paper).get(name)) for cell in run if cell.in_paper}
+        ours, papers = pairs.pop() if len(pairs) == 1 else (None, None)
+        if ours != papers and labels[name] in (ours, papers):
+            shown[name] = f"{ours} (for {_fraction(papers)})"
+    return shown
+
+
+def _fraction(text: str) -> str:
+    """Return a radius as papers write it: their code has 2/255 as 0.00784."""
+    return next((f"{pixels}/255" for pixels in range(1, 17) if text == f"{pixels / 255:.5f}"), text)
+
+
+def _notes(experiment: Experiment, published: Mapping[str, Any], values: Mapping[str, Value]) -> tuple[str, ...]:
+    """Return what the published figures come with: another source than the table's, what verified them, a note."""
+    note = published.get("note")
+    if all(value.published is None for value in values.values()):
+        return (note,) if note else ()
+    source, verifier = published.get("source"), published.get("verified_by")
+    said = [
+        source if source and source != experiment.source else None,
+        f"verified by {_VERIFIERS.get(verifier, verifier)}" if verifier else None,
+        note,
+    ]
+    return tuple(text for text in said if text)
+
+
+_VERIFIERS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "bab": "branch-and-bound", "mip": "a MIP solver"}
+
+
+def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
 def _value(column: Column, published: Mapping[str, Any], rows: Sequence[Row], comparable: bool) -> Value:
     found = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
-    theirs = pick(published, column.published) if column.published else None
-    if not found:
-        return Value(None, None, theirs, comparable)
+    theirs = at(published, column.published) if column.published else None
+    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(found), percent=column.percent)
+    if not found or (len(found) == 1 and column.statistic not in ("mean", "median")):
+        return value
     numbers = [number for _, number in found]
     several = len(numbers) > 1 and column.statistic == "mean"
-    deviation = statistics.stdev(numbers) if several else None
-    images = tuple(dict.fromkeys(count for row, _ in found for count in images_of(row, column)))
-    return Value(_STATISTICS[column.statistic](numbers), deviation, theirs, comparable, images)
+    return replace(
+        value,
+        ours=_STATISTICS[column.statistic](numbers),
+        deviation=statistics.stdev(numbers) if several else None,
+        images=_unique(count for row, _ in found for count in images_of(row, column)),
+    )
 
 
 def figure_of(row: Row, column: Column) -> float | None:
@@ -136,11 +207,25 @@ def images_of(row: Row, column: Column) -> tuple[int, ...]:
 
 def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
     """Return the number at a path (``verify.bab.verified`` or a list of keys), of an accuracy its percentage."""
+    return _number(at(values, path))
+
+
+def at(values: Mapping[str, Any], path: str | Sequence[str]) -> Any:
+    """Return what is at a path of keys, None where nothing is."""
     here: Any = values
     for key in path.split(".") if isinstance(path, str) else path:
         if not isinstance(here, Mapping) or key not in here:
             return None
         here = here[key]
-    if isinstance(here, Mapping):
-        here = here.get("percent")
-    return None if here is None else float(here)
+    return here
+
+
+def _number(value: Any) -> float | None:
+    """Return a figure: a number, the ``percent`` of an accuracy, the ``mean`` of a published one with deviation."""
+    if isinstance(value, Mapping):
+        value = value.get("percent", value.get("mean"))
+    return None if value is None else float(value)
+
+
+def _deviation(value: Any) -> float | None:
+    return float(value["deviation"]) if isinstance(value, Mapping) and "deviation" in value else None

@@ -1,0 +1,179 @@
+"""What pages say around their tables: parts that were run, seeds and commits, notes on published figures, LaTeX."""
+
+import re
+
+import pytest
+from experimenting import CONFIG, EXPERIMENT, PAPERS, SMALL, cells_of, experiment_of, made_up, write
+
+from expressive_losses.experiments import grid, render
+from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.spec import load
+from expressive_losses.experiments.table import lines
+
+ENTRY = EXPERIMENT["entries"][0]
+
+
+def found(path, scale="full", naturals=(), seeds=None, **more):
+    """The experiment, and its lines with made-up rows for the first cells that the scale runs."""
+    experiment = load(path)
+    cells = grid.cells(experiment, scale, seeds)
+    run = [cell for cell in cells if cell.runs]
+    rows = [{**made_up(cell, natural), **more} for cell, natural in zip(run, naturals, strict=False)]
+    return experiment, lines(experiment, cells, by_command(rows))
+
+
+def page(path, scale="full", naturals=(), seeds=None, **more) -> str:
+    experiment, its = found(path, scale, naturals, seeds, **more)
+    return render.markdown(experiment, scale, its)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, header first."""
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return [table[0], *table[2:]]
+
+
+def test_a_page_counts_cells_and_marks_lines_of_which_a_part_was_run(tmp_path):
+    text = page(write(tmp_path, verify={"ibp": {"bound": "ibp"}}), naturals=(50.0, 51.0, 52.0, 53.0), seeds=[7, 8, 9])
+    assert [row[-2] for row in rows_of(text)[1:]] == ["3", "1 of 3"]
+    assert "Run: 4 of 6 cells of this scale, in 2 of 2 lines (1 in part). Seeds 7, 8, 9." in text
+    assert "51.00 ± 1.00" in text and "53.00 |" in text, "one run has no deviation"
+    assert "sample standard deviation (n - 1)" in text
+
+
+def test_one_run_has_no_largest_and_smallest(tmp_path):
+    columns = {name: {"figure": "natural", "statistic": name} for name in ("max", "median", "min")}
+    path = write(tmp_path, columns=columns)
+    one = rows_of(page(path, naturals=(50.0,), seeds=[7, 8], natural=50.0))[1]
+    assert one[2:5] == ["–", "50.00", "–"] and "–: one run" in page(path, naturals=(50.0,), seeds=[7, 8], natural=50.0)
+    two = page(path, naturals=(50.0, 50.0), seeds=[7, 8], natural=50.0)
+    assert rows_of(two)[1][2:5] == ["50.00"] * 3 and "–" not in two
+
+
+def test_a_page_names_the_commits_of_its_rows(tmp_path):
+    experiment = load(write(tmp_path))
+    first, second = grid.cells(experiment, "full")
+    for commits, said in (
+        (("0123456789ab", "0123456789ab"), "Trained at commit 0123456.\n"),
+        (
+            ("0123456789ab", "ba98-dirty"),
+            "Trained at commits 0123456, ba98-dirty. Commits may differ",
+        ),
+    ):
+        rows = [{**made_up(cell, 50.0), "git": git} for cell, git in zip((first, second), commits, strict=True)]
+        its = lines(experiment, [first, second], by_command(rows))
+        assert said in render.markdown(experiment, "full", its)
+
+
+def test_notes_on_published_figures_are_numbered_footnotes(tmp_path):
+    """What all have is said once; equal notes share a number, also for the radii in ``others``."""
+    about = {"verified_by": "bab", "natural": 90.0}
+    entries = [
+        {"config": "small.yaml", "labels": {"method": "A"}, "published": about},
+        {"config": "small.yaml", "labels": {"method": "B"}, "published": {**about, "note": "of one run"}},
+        {
+            "config": "small.yaml",
+            "labels": {"method": "C"},
+            "tested": ["0.01", "0.02"],
+            "published": {**about, "source": "Another & paper", "others": {"0.01": {"natural": 1.0}}},
+        },
+    ]
+    experiment, its = found(write(tmp_path, entries=entries, lines=["method"], source="The paper"))
+    text = render.markdown(experiment, "full", its)
+    assert [row[0] for row in rows_of(text)[1:]] == ["A", "B [1]", "C [2]"]
+    assert "\n\n[1] paper: of one run\n\n[2] paper: Another & paper\n\n" in text
+    assert "Published figures: verified by branch-and-bound." in text
+    assert r"[2] paper: Another \& paper" in render.latex(experiment, "full", its)
+    own = {**CONFIG, "paper": {"source": "The paper", "natural": 9.0, "note": "slip"}}
+    assert "[1] paper: slip" in page(write(tmp_path, own, entries=[{"config": "small.yaml"}], source="The paper"))
+
+
+def test_latex_says_what_the_page_says(tmp_path):
+    entries = [{**ENTRY, "published": {"natural": 90.0}}]
+    path = write(tmp_path, entries=entries, note="Of 10 % & more.", scales={"cpu": {"set": SMALL}})
+    experiment, its = found(path, "cpu", (50.0, 51.0))
+    text = render.latex(experiment, "cpu", its)
+    for said in (r"Of 10 \% \& more.", "In place of the paper's, in every line", "in parentheses", "Run: 2 of 2 cells"):
+        assert said in text
+    assert "smoothed ramp over 0.5 of the run" in text
+
+
+def test_published_deviations_stand_beside_the_means(tmp_path):
+    entries = [{**ENTRY, "published": {"natural": {"mean": 93.15, "deviation": 0.4}}}]
+    experiment, its = found(write(tmp_path, entries=entries), naturals=(94.15,))
+    assert "| 94.15 | 93.15 ± 0.4 | **+1.00** |" in render.markdown(experiment, "full", its)
+    assert "93.15,0.4," in render.comma_separated(experiment, "full", its)
+    assert r"93.15 $\pm$ 0.4" in render.latex(experiment, "full", its)
+
+
+@pytest.mark.parametrize("name, last", [("table6", (35.25, 0.18)), ("tableE", (84.8, 0.3))])
+def test_the_papers_deviations_are_all_there(name, last):
+    (path,) = [path for path in PAPERS if path.stem == name and path.parent.name != "ibp"]
+    its = lines(experiment_of(path), cells_of(path, "full"), {})
+    values = [line.values[column] for line in its for column in ("natural", "verified")]
+    assert all(value.published_deviation is not None for value in values)
+    assert (values[-1].published, values[-1].published_deviation) == last
+
+
+def test_what_is_not_in_the_paper_says_so(tmp_path):
+    """An entry that is no part of the full scale; it takes no part in what all lines have in place of the paper's."""
+    entries = [{"config": "small.yaml", "labels": {"method": label}} for label in ("A", "B")]
+    entries.append({"config": "small.yaml", "labels": {"method": "C"}, "scales": ["cpu"]})
+    scales = {"cpu": {"set": {"training.batch_size": 7}}}
+    path = write(tmp_path, entries=entries, scales=scales, lines=["method"])
+    text = page(path, "cpu", (50.0, 51.0, 52.0))
+    assert [row[4:] for row in rows_of(text)[1:]] == [[], [], ["not in the paper"]]
+    assert "in every line that was run and is in the paper: batches of 7." in text
+
+
+def test_no_column_is_empty_or_there_twice(tmp_path):
+    columns = {name: {"figure": f"verify.ibp.{name}", "published": name} for name in ("natural", "verified")}
+    entries = [{**ENTRY, "published": {"natural": 90.0, "verified": 80.0}}]
+    path = write(tmp_path, entries=entries, columns=columns, scales={"cpu": {"set": SMALL}})
+    for scale, compared in (("cpu", 0), ("full", 2)):
+        header, *_ = rows_of(page(path, scale, (50.0, 51.0)))
+        assert len(set(header)) == len(header)
+        assert sum(name.endswith(" difference") for name in header) == compared
+        assert sum(name.endswith(" published") for name in header) == 2
+
+
+def test_what_was_run_comes_before_what_a_line_is_named_after(tmp_path):
+    config = {**CONFIG, "data": {"name": "mnist"}, "eps": {"target": "0.00784"}}
+    change = {"data": "digits", "model": "cnn_small", "eps.target": "0.1"}
+    path = write(tmp_path, config, lines=["data", "eps", "network"], entries=[{"config": "small.yaml"}],
+                 scales={"cpu": {"set": change}})  # fmt: skip
+    _, line = rows_of(page(path, "cpu", (50.0,)))
+    assert line[:3] == ["digits (for mnist)", "0.1 (for 2/255)", "cnn_small (for cnn_tiny)"]
+    assert not re.search("data|network|eps 0.1", line[-1]) and "batches of 64" in line[-1]
+    assert rows_of(page(path, "cpu"))[1][:3] == ["mnist", "2/255", "cnn_tiny"], "not run: as the paper has it"
+
+
+def test_many_lines_that_were_not_run_are_named_below(tmp_path):
+    entries = [{**ENTRY, "axes": {"method.alpha": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}}]
+    scales = {"cpu": {"only": {"alpha": ["0.1", "0.2", "0.3"]}}}
+    path = write(tmp_path, entries=entries, scales=scales)
+    text = page(path, "cpu", (50.0,))
+    assert len(rows_of(text)) == 2
+    assert "Not run (2 lines): MTL: 0.2, 0.3." in text
+    assert "Not part of this scale: 4 lines of the paper. The scale has only alpha 0.1, 0.2, 0.3." in text
+    assert len(rows_of(page(path, "cpu"))) == 8, "of nothing the whole table is shown"
+
+
+def test_columns_that_are_not_clear_from_their_names_are_explained(tmp_path):
+    columns = {
+        "attacked": {"figure": "verify.bab.adversarial"},
+        "verified": {"figure": "verify.bab.verified"},
+        "IBP": {"figure": "verify.bab", "stage": "ibp"},
+    }
+    text = page(write(tmp_path, columns=columns, verify={"bab": {"bound": "cascade"}}))
+    assert "IBP: verified by IBP alone; attacked: still right under PGD; " in text
+    assert "verified: proven by the cascade, which ends in branch-and-bound." in text
+
+
+def test_seconds_of_the_papers_setting_have_no_parentheses_and_no_difference(tmp_path):
+    columns = {"seconds": {"figure": "training_seconds", "published": "seconds", "percent": False}}
+    entries = [{**ENTRY, "published": {"seconds": 9}}]
+    path = write(tmp_path, columns=columns, entries=entries, scales={"cpu": {"set": SMALL}})
+    for scale, published in (("full", "9.00"), ("cpu", "(9.00)")):
+        header, line, *_ = rows_of(page(path, scale, (50.0,), training_seconds=7.0))
+        assert line[2:4] == ["7.00", published] and not any("difference" in name for name in header)

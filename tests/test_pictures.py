@@ -1,0 +1,96 @@
+"""What a reader sees of a picture: whole titles, named values, one look for a series, one quantity on an axis."""
+
+from pathlib import Path
+
+import pytest
+from experimenting import CONFIG, PAPERS, cells_of, experiment_of, full_row, write
+
+from expressive_losses.errors import UserError
+from expressive_losses.experiments import grid
+from expressive_losses.experiments.figures import drawn
+from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.spec import load
+from expressive_losses.experiments.table import lines
+
+FIGURES = [path for path in PAPERS if experiment_of(path).figure]
+
+
+def axes_of(experiment, cells, scale="smoke"):
+    rows = by_command([full_row(experiment, cell, number) for number, cell in enumerate(cells) if cell.runs])
+    return drawn(experiment, scale, lines(experiment, cells, rows), cells, rows)
+
+
+def made(folder: Path, **figure):
+    """A small figure over alpha, one panel for each data set and radius."""
+    entries = [
+        {"config": "small.yaml", "set": {"eps.target": eps}, "labels": {"method": method}, "axes": {"method.alpha": a}}
+        for eps, method, a in (("0.1", "A", [0.1, 0.5]), ("0.2", "B", [0.1]), ("0.2", "A", [0.5]))
+    ]
+    figure = {"x": "alpha", "y": ["natural"], "panels": ["eps"], **figure}
+    experiment = load(write(folder, entries=entries, lines=["eps", "method", "alpha"], figure=figure))
+    return axes_of(experiment, grid.cells(experiment, "full"), "full")
+
+
+def looks(axes) -> dict[str, set]:
+    """By label: the colours and markers that its curves have."""
+    found: dict[str, set] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            line = handle[0] if isinstance(handle, tuple) else handle
+            found.setdefault(label, set()).add((line.get_color(), line.get_marker()))
+    return found
+
+
+def test_a_panel_is_called_by_its_labels_and_a_series_by_its_own(tmp_path):
+    axes = made(tmp_path)
+    assert [axis.get_title() for axis in axes] == ["eps 0.1", "eps 0.2"]
+    assert set(looks(axes)) == {"A", "B"}
+
+
+def test_a_series_looks_the_same_in_all_panels_and_no_two_are_alike(tmp_path):
+    """B comes first in the second panel, and takes nothing from A."""
+    found = looks(made(tmp_path))
+    assert all(len(some) == 1 for some in found.values())
+    assert len({look for some in found.values() for look in some}) == 2
+
+
+def test_panels_of_one_quantity_have_the_same_axes(tmp_path):
+    first, second = made(tmp_path)
+    assert first.get_xlim() == second.get_xlim() and first.get_ylim() == second.get_ylim()
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_titles_lie_within_the_picture(path):
+    axes = axes_of(experiment_of(path), cells_of(path, "smoke"))
+    picture = axes[0].figure
+    picture.draw_without_rendering()
+    for text in [picture._suptitle, *(axis.title for axis in axes)]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= picture.bbox.width, text.get_text()
+
+
+def test_two_quantities_have_two_axes():
+    (path,) = [path for path in FIGURES if path.stem == "figure1"]
+    norm, verified = axes_of(experiment_of(path), cells_of(path, "smoke"))
+    assert (norm.get_ylabel(), verified.get_ylabel()) == ("norm of the second convolution", "% verified by IBP")
+    assert set(looks([norm, verified])) == {"crown_ibp", "ibp"}
+
+
+def test_one_run_has_a_point_without_a_bar(tmp_path):
+    columns = {
+        name: {"figure": "verify.ibp.natural", "statistic": kind}
+        for name, kind in (("best", "max"), ("middle", "median"), ("worst", "min"))
+    }
+    figure = {"kind": "ranges", "x": "alpha", "y": ["worst", "best", "middle"]}
+    experiment = load(write(tmp_path, CONFIG, columns=columns, figure=figure))
+    cells = grid.cells(experiment, "full")[:1]
+    (axis,) = axes_of(experiment, cells, "full")
+    (container,) = axis.containers
+    assert container.lines[0].get_ydata() == [90.0]
+    assert [tuple(map(float, ends[:, 1])) for ends in container.lines[2][0].get_segments()] == [(90.0, 90.0)]
+
+
+def test_labels_of_other_columns_are_refused(tmp_path):
+    figure = {"x": "alpha", "y": ["natural", "verified"], "ylabel": {"natural": "%"}}
+    with pytest.raises(UserError, match="ylabel: expected one for each of natural, verified, got natural"):
+        load(write(tmp_path, figure=figure))
