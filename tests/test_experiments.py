@@ -94,9 +94,9 @@ def test_a_scale_replaces_after_the_entry_and_an_axis_after_both(tmp_path):
     assert [cell.resolved.training.epochs for cell in grid.cells(experiment, "smoke")] == [2, 3]
 
 
-def test_what_an_entry_says_of_its_verification_comes_after_the_scale(tmp_path):
-    own = {"first": 5, "options": {"pgd.steps": 3}}
-    entries = [{"config": "small.yaml"}, {"config": "small.yaml", "set": {"training.seed": 2}, "verify": {"ibp": own}}]
+def test_an_entry_may_be_verified_in_its_own_way_at_one_scale(tmp_path):
+    own = {"smoke": {"first": 5, "options": {"pgd.steps": 3}}}
+    entries = [{"config": "small.yaml"}, {"config": "small.yaml", "set": {"training.seed": 2}, "verify_at": own}]
     asked = {"first": 6, "options": {"pgd.steps": 4, "pgd.restarts": 2}}
     experiment = load(write(tmp_path, entries=entries, scales={"smoke": {"verify": asked}}))
     found = [cell.verifications["ibp"] for cell in grid.cells(experiment, "smoke")]
@@ -104,6 +104,7 @@ def test_what_an_entry_says_of_its_verification_comes_after_the_scale(tmp_path):
         (6, 4, 2),
         (5, 3, 2),
     ]
+    assert [cell.verifications["ibp"].first for cell in grid.cells(experiment, "full")] == [8, 8]
 
 
 def test_radii_of_the_test_share_a_network_and_have_their_published_figures(tmp_path):

@@ -45,7 +45,9 @@ def test_one_run_has_no_largest_and_smallest(tmp_path):
     columns = {name: {"figure": "natural", "statistic": name} for name in ("max", "median", "min")}
     path = write(tmp_path, columns=columns)
     one = rows_of(page(path, naturals=(50.0,), seeds=[7, 8], natural=50.0))[1]
-    assert one[2:5] == ["–", "50.00", "–"] and "–: one run" in page(path, naturals=(50.0,), seeds=[7, 8], natural=50.0)
+    assert one[2:5] == ["–", "50.00", "–"] and "–: one run has no extremes" in page(
+        path, naturals=(50.0,), seeds=[7, 8], natural=50.0
+    )
     two = page(path, naturals=(50.0, 50.0), seeds=[7, 8], natural=50.0)
     assert rows_of(two)[1][2:5] == ["50.00"] * 3 and "–" not in two
 

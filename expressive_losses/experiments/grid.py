@@ -129,7 +129,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
     Raises:
         UserError: a config that is not there or does not fit.
     """
-    change, full = experiment.scales.get(scale, ScaleSpec()), experiment.scales.get("full", ScaleSpec())
+    change = experiment.scales.get(scale, ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
     found = []
     for entry, path, values in _files(experiment, scale):
@@ -143,13 +143,13 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             if not runs:  # a line that is not run is the paper's own
                 labels = _labels(entry, path, paper, {key: point[key] for key in entry.axes}, radius)
             shared = {
-                "verifications": _verifications(experiment, entry, change, radius),
+                "verifications": _verifications(experiment, entry, scale, radius),
                 "measures": experiment.measures,
                 "observe": experiment.observe,
                 "labels": labels,
                 "paper": paper,
                 "instead": _instead(experiment, entry, change),
-                "paper_verifications": _verifications(experiment, entry, full, radius),
+                "paper_verifications": _verifications(experiment, entry, "full", radius),
                 "in_paper": "full" in entry.scales,  # the scale that is the paper's own setting
                 "published": _published(entry, paper, radius),
                 "runs": runs,
@@ -279,17 +279,18 @@ def _count(noun: str, ours: Sequence[Any], papers: Sequence[Any]) -> str:
     return f"{len(ours)} {noun}{'s' if len(ours) > 1 else ''} ({named}) for the paper's {many}"
 
 
-def _verifications(
-    experiment: Experiment, entry: Entry, change: ScaleSpec, radius: str | None
-) -> dict[str, Verification]:
+def _verifications(experiment: Experiment, entry: Entry, scale: Scale, radius: str | None) -> dict[str, Verification]:
+    change, here = experiment.scales.get(scale, ScaleSpec()).verify, entry.verify_at.get(scale, {})
     tested = {} if radius is None else {"eps": radius}
     found = {}
     for name, asked in experiment.verify.items():
         own = entry.verify.get(name, {})
         if own is None:
             continue
-        options = {**asked.options, **change.verify.get("options", {}), **own.get("options", {})}
-        found[name] = Verification(**{**asked.model_dump(), **change.verify, **own, **tested, "options": options})
+        parts = (asked.model_dump(), own, change, here)
+        options = {key: value for part in parts for key, value in part.get("options", {}).items()}
+        fields = {key: value for part in parts for key, value in part.items()}
+        found[name] = Verification(**{**fields, **tested, "options": options})
     return found
 
 

@@ -104,10 +104,13 @@ class Entry(Section):
     )
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
     verify: dict[str, dict[str, Any] | None] = Field(
-        {}, description="fields of verifications in place of the experiment's and the scale's; null: not asked of these"
+        {}, description="fields of verifications in place of the experiment's; null: not asked of these"
     )
     scales: tuple[Scale, ...] = Field(SCALES, description="where the entry is part of the grid")
     at: dict[Scale, dict[str, Any]] = Field({}, description="overrides at one scale, after the scale's own")
+    verify_at: dict[Scale, dict[str, Any]] = Field(
+        {}, description="fields of every verification at one scale, after the scale's own"
+    )
 
 
 class ScaleSpec(Section):
@@ -116,7 +119,7 @@ class ScaleSpec(Section):
     set: dict[str, Any] = Field({}, description="overrides after those of the entries; null: leave as it is there")
     axes: dict[str, tuple[Any, ...]] = Field({}, description="values in place of those of an axis, or one more axis")
     seeds: tuple[int, ...] | None = None
-    verify: dict[str, Any] = Field({}, description="fields of every verification; an entry's own come after them")
+    verify: dict[str, Any] = Field({}, description="fields of every verification")
     only: dict[str, tuple[str, ...]] = Field({}, description="run only the cells with these labels")
 
 
