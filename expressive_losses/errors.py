@@ -12,6 +12,10 @@ class UnsupportedNetwork(UserError):
     """A method cannot handle this network at all; the message names the layer. Another method may."""
 
 
+class Diverged(UserError):
+    """Training came to a loss that is not finite."""
+
+
 class Interrupted(Exception):
     """Training was asked to stop; its state is in the checkpoint. All processes that train together raise it."""
 

@@ -21,7 +21,7 @@ from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
 from expressive_losses.config import Config, merge
 from expressive_losses.data.batches import Batches
-from expressive_losses.errors import Interrupted, UserError
+from expressive_losses.errors import Diverged, Interrupted, UserError
 from expressive_losses.evaluate import accuracies
 from expressive_losses.initialize import shi_initialize
 from expressive_losses.precision import exact_float32
@@ -206,12 +206,12 @@ class Trainer:
         """Return the means since the epoch began; a term that came later counts from then on.
 
         Raises:
-            UserError: when the loss is not finite.
+            Diverged: when the loss is not finite.
         """
         means = {name: float(value) / self.counts[name] for name, value in self.totals.items()}
         if not np.isfinite(means["total"]):
             broken = [name for name, value in means.items() if not np.isfinite(value)]
-            raise UserError(
+            raise Diverged(
                 f"training diverged in epoch {(self.step - 1) // self.steps_per_epoch + 1} (step {self.step}): "
                 f"{', '.join(broken)} not finite; {self._last_checkpoint()}. "
                 "Try a lower optimizer.lr, a longer eps.schedule.length, or training.clip_norm"

@@ -17,8 +17,8 @@ import yaml
 
 from expressive_losses import experiments
 from expressive_losses.config import load as load_config
-from expressive_losses.errors import UserError
-from expressive_losses.experiments.cli import main
+from expressive_losses.errors import Diverged, UserError
+from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.pareto import hypervolume, pareto_front
 from expressive_losses.locking import FolderLock
 from expressive_losses.registry import LOSSES
@@ -346,6 +346,31 @@ def test_a_trial_that_fails_counts_and_says_why(tmp_path):
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"), tmp_path / "nowhere")
     tuner.run()
     assert "mnist" in tuner.finished()[0].user_attrs["error"] and not tuner.rows()
+    assert sweep_report.write(tuner)["failed"] == 1
+
+
+def test_a_mistake_is_one_line_and_its_trials_are_done_when_it_is_mended(tmp_path, monkeypatch):
+    """Without the data every trial fails; what diverges is a result of its own, and stays."""
+    path = write(tmp_path, grid={"method.alpha": [0.1, 0.5]})
+    complete, missing = sweep.complete_cell, True
+
+    def sometimes(cell, *arguments):
+        if cell.resolved.method.alpha == 0.5:
+            raise Diverged("training diverged")
+        if missing:
+            raise UserError("no data: type this")
+        return complete(cell, *arguments)
+
+    monkeypatch.setattr(sweep, "complete_cell", sometimes)
+    with pytest.raises(CellsFailed, match="1 of the trials failed, the same command tries anew: no data: type this"):
+        run(path)
+    missing = False
+    summary = run(path)
+    assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (1, 1, 0)
+    tuner = sweep.Tuner(sweep.load(path), tmp_path / "out", torch.device("cpu"))
+    assert sorted(trial.state.name for trial in tuner.study.trials) == ["COMPLETE", "FAIL", "FAIL"], (
+        "what diverged is not tried again"
+    )
 
 
 def test_the_test_set_cannot_be_asked(tmp_path):

@@ -27,7 +27,7 @@ RUNS = Path("runs/experiments")
 
 
 class CellsFailed(Exception):
-    """Some cells could not be done; the others are."""
+    """Some cells or trials could not be done; the others are."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -138,6 +138,10 @@ def sweep_command(arguments: Sequence[str]) -> None:
         f"{summary['trials']} trials, {len(summary['front'])} on the front, hypervolume {summary['hypervolume']:.4f}"
     )
     print(f"{found}: {out}")
+    if failed := tuner.failed():
+        raise CellsFailed(
+            f"{len(failed)} of the trials failed, the same command tries anew: {failed[0].user_attrs['error']}"
+        )
 
 
 def overview_command(arguments: Sequence[str]) -> None:

@@ -94,11 +94,11 @@ class _Rows:
 
 
 def _pairs(line: Line) -> list[str]:
-    """Return "natural 98.31 ± 0.10 (98.33, -0.02)" for each column that has both figures."""
+    """Return "natural 98.31 ± 0.10 (98.33, -0.02)" for each accuracy that has both figures."""
     return [
         f"{name} {render.our_figure(value)} ({_published(value)})"
         for name, value in line.values.items()
-        if value.ours is not None and value.published is not None
+        if value.percent and value.ours is not None and value.published is not None
     ]
 
 

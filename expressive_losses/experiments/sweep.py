@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
-from expressive_losses.errors import UserError
+from expressive_losses.errors import Diverged, UserError
 from expressive_losses.experiments.execute import complete_cell, row_of_cell
 from expressive_losses.experiments.grid import Cell, assignments_of
 from expressive_losses.experiments.spec import Verification
@@ -141,6 +141,7 @@ class Tuner:
         device: to compute on.
         data_root: folder of the data sets.
         storage: URL of a database; None: a journal file in ``out``.
+        retried: numbers of trials that failed before :meth:`run` was called, by a mistake that may be mended by now.
     """
 
     sweep: Sweep
@@ -148,6 +149,7 @@ class Tuner:
     device: torch.device
     data_root: Path | None = None
     storage: str | None = None
+    retried: set[int] = field(default_factory=set)
 
     @cached_property
     def study(self) -> optuna.Study:
@@ -165,10 +167,11 @@ class Tuner:
         return study
 
     def run(self) -> None:
-        """Do what is missing of the trials; those of dead processes first.
+        """Do what is missing of the trials; those of dead processes first, and anew those that failed by a mistake.
 
         Trials of other processes are waited for, unless they run on a machine that shares only the database.
         """
+        self.retried.update(trial.number for trial in self.failed())
         while self._left():
             with held(self.out):
                 claim = self._claim()
@@ -178,11 +181,19 @@ class Tuner:
                 self._do(claim)
 
     def finished(self) -> list[FrozenTrial]:
-        """Return the trials that need nothing more: complete, pruned, or failed by themselves (diverged).
+        """Return the trials that need nothing more: complete, pruned, diverged, or failed since :meth:`run` began.
 
         A point of the grid counts once.
         """
-        return self._once(trial for trial in self.study.trials if _needs_nothing(trial))
+        done = [trial for trial in self.study.trials if trial.state in _FINISHED or "diverged" in trial.user_attrs]
+        return self._once([*done, *self.failed()])
+
+    def failed(self) -> list[FrozenTrial]:
+        """Return the trials that failed by a mistake since :meth:`run` began: no data, or values that do not fit."""
+        failed = [
+            trial for trial in self.study.trials if "error" in trial.user_attrs and trial.number not in self.retried
+        ]
+        return [trial for trial in failed if "diverged" not in trial.user_attrs]
 
     def running(self) -> list[FrozenTrial]:
         """Return the trials that have begun and are not finished."""
@@ -299,6 +310,8 @@ class Tuner:
             lock.release()
 
     def _fail(self, trial: Trial, error: UserError) -> None:
+        if isinstance(error, Diverged):
+            trial.set_user_attr("diverged", True)
         trial.set_user_attr("error", str(error))
         self.study.tell(trial, state=TrialState.FAIL)
 
@@ -340,10 +353,6 @@ class _Pruner:
         self._trial.report((last["held_out"]["natural"] + last["held_out"]["ibp"]) / 2, last["epoch"])
         if trainer.step < trainer.steps and self._trial.should_prune():
             raise optuna.TrialPruned
-
-
-def _needs_nothing(trial: FrozenTrial) -> bool:
-    return trial.state in _FINISHED or "error" in trial.user_attrs
 
 
 def _free(folder: Path) -> bool:

@@ -27,7 +27,8 @@ def write(tuner: Tuner) -> dict[str, Any]:
     summary = {
         "sweep": tuner.sweep.name,
         "trials": len(rows),
-        "not complete": len(tuner.finished()) - len(rows),
+        "pruned or diverged": len(tuner.finished()) - len(tuner.failed()) - len(rows),
+        "failed": len(tuner.failed()),
         "still running": len(tuner.running()),
         "images": rows[0]["verify"]["held_out"]["images"] if rows else 0,
         "split": "validation",
