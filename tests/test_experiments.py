@@ -26,7 +26,7 @@ from expressive_losses.cli.common import choose_device
 from expressive_losses.cli.train import overrides, train_parser
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
-from expressive_losses.experiments import grid, runner
+from expressive_losses.experiments import cli, grid, runner
 from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.spec import load
@@ -161,6 +161,37 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path, capsys):
         run(path, "--data-dir", str(tmp_path / "nowhere"))
     assert "2 done, 0 there before, 1 failed" in capsys.readouterr().out
     assert len(rows_of(path)) == 2
+
+
+@pytest.mark.parametrize("bug, fails", [(False, False), (True, False), (False, True)])
+def test_a_page_that_cannot_be_made_costs_no_other_and_no_summary(tmp_path, monkeypatch, capsys, bug, fails):
+    paths = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        bad = {"config": "small.yaml", "labels": {"method": "bad"}, "set": {"data": "mnist"}}
+        paths.append(write(tmp_path / name, entries=[{"config": "small.yaml"}, *([bad] if fails else [])]))
+    where = ["--runs", str(tmp_path / "runs"), "--scale", "smoke"]
+    results, report = tmp_path / "runs" / "results" / "smoke", cli.report
+
+    def fails_at_the_first(experiment, *given):
+        if experiment.name == "first/table":
+            raise KeyError("a bug") if bug else UserError("no space")
+        return report(experiment, *given)
+
+    monkeypatch.setattr(cli, "report", fails_at_the_first)
+    why = "first/table is not rendered: " + ("KeyError: 'a bug'" if bug else "no space")
+    kind = CellsFailed if bug or fails else UserError
+    with pytest.raises(kind, match=why) as raised:
+        main(["run", *map(str, paths), *where, "--data-dir", str(tmp_path)])
+    assert ("bad cnn_tiny small seed 100: data set 'mnist'" in str(raised.value)) is fails
+    shown = capsys.readouterr()
+    assert f"1 done, 1 there before, {2 * fails} failed" in shown.out
+    assert ("Traceback" in shown.err) is bug
+    assert (results / "second" / "table.md").exists() and not (results / "first" / "table.md").exists()
+    (results / "second" / "table.md").unlink()
+    with pytest.raises(CellsFailed if bug else UserError, match=why):
+        main(["report", *map(str, paths), *where])
+    assert (results / "second" / "table.md").exists()
 
 
 def test_a_runner_goes_on_in_the_middle_of_a_cell(tmp_path, capsys):
