@@ -12,7 +12,7 @@ from expressive_losses.experiments import cli, grid, measures
 from expressive_losses.experiments.execute import execute, row_of_cell
 from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.spec import load
-from expressive_losses.locking import FolderInUse, FolderLock, held
+from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
 from expressive_losses.verify.head import hash_of_weights
 
 
@@ -146,7 +146,9 @@ def test_a_folder_that_others_hold_is_waited_for(tmp_path):
     lock = FolderLock(tmp_path)
     with pytest.raises(FolderInUse), held(tmp_path, 0.0):
         pass
+    assert not is_free(tmp_path) and is_free(tmp_path / "nothing")
     lock.release()
+    assert is_free(tmp_path)
     with held(tmp_path, 0.0), pytest.raises(FolderInUse):
         FolderLock(tmp_path)
     FolderLock(tmp_path).release()

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,27 @@ def test_cells_that_turn_out_to_be_busy_use_up_no_number(tmp_path, monkeypatch):
     results = runner.run(jobs(tmp_path), 1, lines.append)
     assert [line.partition(":")[0] for line in lines] == ["[1] done", "[2] done", "[3] failed", "[4] there"]
     assert [result.cell.labels["alpha"] for result in results] == ["0.2", "0.4", "0.1", "0.3"]
+
+
+KILLED = """
+import os, signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from expressive_losses.experiments.processes import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, get_context("spawn"), initializer=end_with_parent)
+    print(*(number for number in pool.map(abs, [-1, -2])), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_that_wait_for_work_end_with_the_one_that_was_killed(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    program = [sys.executable, "killed.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (found.stdout, found.returncode) == ("1 2\n", -signal.SIGKILL)  # the output ends with its last writer
 
 
 def attempt_with_a_killer(group: list[runner.Job]) -> list[runner.Result]:

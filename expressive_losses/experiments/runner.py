@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -25,6 +24,7 @@ from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.grid import Cell, described
+from expressive_losses.experiments.processes import end_with_parent
 from expressive_losses.locking import FolderInUse, is_free
 
 State = Literal["done", "there", "busy", "failed"]
@@ -184,24 +184,12 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 def _start(slots, processes: int) -> None:
     """Give this process its GPU, or its share of the cores; it ends when the runner does."""
-    threading.Thread(target=_end_with_the_runner, daemon=True).start()
+    end_with_parent()
     slot = slots.get()
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-
-
-def _end_with_the_runner() -> None:
-    """Stop this process as SIGTERM does, its state saved, once the runner is gone: it may have been killed.
-
-    The signal is sent again until it ends the process: while a network is trained it only ends the training.
-    """
-    if runner := multiprocessing.parent_process():
-        runner.join()
-        while True:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(_WAIT)
 
 
 def _attempt_all(jobs: Sequence[Job]) -> list[Result]:
