@@ -55,6 +55,19 @@ class FolderLock:
             self._file.close()
 
 
+def is_free(folder: Path) -> bool:
+    """Return whether no other process holds a folder, or there is none; whether it is writable is not the question."""
+    if not folder.is_dir():
+        return True
+    try:
+        FolderLock(folder).release()
+    except FolderInUse:
+        return False
+    except UserError:
+        return True
+    return True
+
+
 @contextmanager
 def held(folder: Path, seconds: float = 60.0) -> Iterator[None]:
     """Hold a folder inside the context; other processes have it too, each for a moment, and are waited for.

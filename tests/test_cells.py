@@ -7,10 +7,12 @@ import torch
 from experimenting import rows_of, run, write
 
 from expressive_losses import checkpoint
-from expressive_losses.experiments import cli, grid
+from expressive_losses.errors import UserError
+from expressive_losses.experiments import cli, grid, measures
 from expressive_losses.experiments.execute import execute, row_of_cell
+from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.spec import load
-from expressive_losses.locking import FolderInUse, FolderLock, held
+from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
 from expressive_losses.verify.head import hash_of_weights
 
 
@@ -55,10 +57,22 @@ def test_a_verification_of_another_question_is_made_again(tmp_path):
     assert row_of_cell(cell, tmp_path) is None
     assert do(cell, tmp_path)
     assert row_of_cell(cell, tmp_path)["verify"]["ibp"]["stages"] == row["verify"]["ibp"]["stages"]
-    assert (out.with_name(f"former-{out.name}") / "summary.json").exists()
+    assert (out.with_name(f"former-1-{out.name}") / "summary.json").exists()
     assert not do(cell, tmp_path)
     (out / "summary.json").write_text("{")
     assert row_of_cell(cell, tmp_path) is None and do(cell, tmp_path) and row_of_cell(cell, tmp_path)
+    assert (out.with_name(f"former-2-{out.name}") / "summary.json").read_text() == "{"
+    assert '"step_size": 0.9' in (out.with_name(f"former-1-{out.name}") / "summary.json").read_text()
+
+
+@pytest.mark.parametrize("damage", ["", '{"weights_sha256": "0', "[1, 2]", "{}"])
+def test_figures_that_cannot_be_read_are_measured_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(measures, "measure", lambda *given: {"own": 1.5})
+    cell = one_cell(tmp_path, measures=["losses"], verify={})
+    assert do(cell, tmp_path)
+    (tmp_path / cell.key / "losses.json").write_text(damage)
+    assert row_of_cell(cell, tmp_path) is None
+    assert do(cell, tmp_path) and row_of_cell(cell, tmp_path)["measures"] == {"losses": {"own": 1.5}}
 
 
 @pytest.mark.parametrize("other", [False, True])
@@ -91,6 +105,30 @@ def test_a_row_that_cannot_be_kept_now_is_kept_at_the_end(tmp_path, monkeypatch,
     assert "written at the end, now it cannot be: in use for a minute" in shown.err and "a bug" in shown.err
 
 
+@pytest.mark.parametrize(
+    "line", ["[1, 2]", "7", '{"seed": 1}', '{"command": "python train.py"}', '{"command": 1', "\xff"]
+)
+def test_a_line_that_is_no_row_is_named_with_its_file(tmp_path, line):
+    path = tmp_path / "table.jsonl"
+    whole = json.dumps({"command": "python train.py", "seed": 1})
+    content = f"{whole}\n\n{line}\n{whole}\n".encode("latin-1")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"table\.jsonl: line 3 is no row"):
+        collect([], tmp_path, path)
+    assert path.read_bytes() == content
+
+
+def test_a_row_that_was_cut_off_is_dropped_with_a_warning(tmp_path, capsys):
+    path = tmp_path / "table.jsonl"
+    first, second = (json.dumps({"command": "python train.py", "seed": seed}) for seed in (1, 2))
+    path.write_text(f"{first}\n{second}")  # whole, but for the end of the line
+    assert collect([], tmp_path, path) == 2 and not capsys.readouterr().err
+    path.write_text(f"{first}\n{second[:-5]}")
+    assert collect([], tmp_path, path) == 1
+    assert capsys.readouterr().err == f"{path}: line 2, the last, was cut off and is left out\n"
+    assert path.read_text() == f"{first}\n"
+
+
 def test_other_runners_keep_rows_while_a_page_is_drawn(tmp_path, monkeypatch):
     path = write(tmp_path)
     report = cli.report
@@ -108,7 +146,9 @@ def test_a_folder_that_others_hold_is_waited_for(tmp_path):
     lock = FolderLock(tmp_path)
     with pytest.raises(FolderInUse), held(tmp_path, 0.0):
         pass
+    assert not is_free(tmp_path) and is_free(tmp_path / "nothing")
     lock.release()
+    assert is_free(tmp_path)
     with held(tmp_path, 0.0), pytest.raises(FolderInUse):
         FolderLock(tmp_path)
     FolderLock(tmp_path).release()

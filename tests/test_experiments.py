@@ -26,7 +26,7 @@ from expressive_losses.cli.common import choose_device
 from expressive_losses.cli.train import overrides, train_parser
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import UserError
-from expressive_losses.experiments import grid, runner
+from expressive_losses.experiments import cli, grid, runner
 from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.spec import load
@@ -161,6 +161,37 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path, capsys):
         run(path, "--data-dir", str(tmp_path / "nowhere"))
     assert "2 done, 0 there before, 1 failed" in capsys.readouterr().out
     assert len(rows_of(path)) == 2
+
+
+@pytest.mark.parametrize("bug, fails", [(False, False), (True, False), (False, True)])
+def test_a_page_that_cannot_be_made_costs_no_other_and_no_summary(tmp_path, monkeypatch, capsys, bug, fails):
+    paths = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        bad = {"config": "small.yaml", "labels": {"method": "bad"}, "set": {"data": "mnist"}}
+        paths.append(write(tmp_path / name, entries=[{"config": "small.yaml"}, *([bad] if fails else [])]))
+    where = ["--runs", str(tmp_path / "runs"), "--scale", "smoke"]
+    results, report = tmp_path / "runs" / "results" / "smoke", cli.report
+
+    def fails_at_the_first(experiment, *given):
+        if experiment.name == "first/table":
+            raise KeyError("a bug") if bug else UserError("no space")
+        return report(experiment, *given)
+
+    monkeypatch.setattr(cli, "report", fails_at_the_first)
+    why = "first/table is not rendered: " + ("KeyError: 'a bug'" if bug else "no space")
+    kind = CellsFailed if bug or fails else UserError
+    with pytest.raises(kind, match=why) as raised:
+        main(["run", *map(str, paths), *where, "--data-dir", str(tmp_path)])
+    assert ("bad cnn_tiny small seed 100: data set 'mnist'" in str(raised.value)) is fails
+    shown = capsys.readouterr()
+    assert f"1 done, 1 there before, {2 * fails} failed" in shown.out
+    assert ("Traceback" in shown.err) is bug
+    assert (results / "second" / "table.md").exists() and not (results / "first" / "table.md").exists()
+    (results / "second" / "table.md").unlink()
+    with pytest.raises(CellsFailed if bug else UserError, match=why):
+        main(["report", *map(str, paths), *where])
+    assert (results / "second" / "table.md").exists()
 
 
 def test_a_runner_goes_on_in_the_middle_of_a_cell(tmp_path, capsys):
@@ -317,16 +348,18 @@ def test_a_bad_file_is_named_with_its_key(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_stops_all_processes_with_their_state_saved(tmp_path):
+@pytest.mark.parametrize("sign, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_process_outlives_a_runner_that_is_stopped_or_killed(tmp_path, sign, code):
     change = {**SMALL, "training.epochs": 400, "training.evaluate_every": 400}
     path = write(tmp_path, scales={"smoke": {"set": change}})
     program = [sys.executable, "-m", "expressive_losses.experiments", "run", str(path), "--jobs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*program, "--runs", str(tmp_path / "runs")], cwd=tmp_path, env=environment)
+    place = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([*program, "--runs", str(tmp_path / "runs")], **place)
     while len(list(tmp_path.glob("runs/cells/*/run/checkpoint.pt"))) < 2 and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    process.send_signal(sign)
+    process.communicate(timeout=60)  # the output ends with the last process that could write to it
+    assert process.returncode == code
     for cell in (tmp_path / "runs" / "cells").iterdir():
-        FolderLock(cell / "run").release()  # nobody holds it any more
         assert not (cell / "run" / "summary.json").exists()

@@ -195,7 +195,10 @@ def test_verifications_of_other_weights_are_not_taken(tmp_path):
     (other / "model.pt").write_bytes(b"other weights")
     assert adopt(other, cells, tmp_path / "runs" / "cells") == []
     shutil.copy2(folder / "run" / "model.pt", other)
+    (folder / cells[0].verify_folder("ibp")).mkdir()
+    (folder / cells[0].verify_folder("ibp") / "ledger.jsonl").write_text("hours of work, unfinished")
     assert adopt(other, cells, tmp_path / "runs" / "cells") == ["verify-mine"]
+    assert [path.read_text() for path in folder.glob("former-*/*.jsonl")] == ["hours of work, unfinished"]
 
 
 def test_the_overview_counts_cells_and_shared_networks_once(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config
+from expressive_losses.experiments.execute import set_aside
 from expressive_losses.experiments.grid import Cell, key_of
 from expressive_losses.experiments.question import answered, weights_of
 from expressive_losses.locking import FolderLock
@@ -61,9 +62,10 @@ def adopt(run: Path, cells: Sequence[Cell], root: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder without the verifications inside it; whatever is in its place goes."""
+    """Copy a folder without the verifications inside it; what is in its place, unfinished, is set aside."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns("verify-*", ".lock"))
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        set_aside(target)
     partial.rename(target)

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from expressive_losses.cli.arguments import Parser
@@ -16,18 +16,17 @@ from expressive_losses.experiments import grid, polytope
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
-from expressive_losses.experiments.rows import by_command, collect, found, own_seeds
+from expressive_losses.experiments.rows import by_command, collect, found, own_seeds, read
 from expressive_losses.experiments.runner import Job, Result, run
 from expressive_losses.experiments.spec import SCALES, Experiment, load
 from expressive_losses.locking import held
-from expressive_losses.results import read_rows
 from expressive_losses.verify.shard import parse_shard
 
 RUNS = Path("runs/experiments")
 
 
 class CellsFailed(Exception):
-    """Some cells or trials could not be done; the others are."""
+    """Some cells, trials or pages could not be done; the others are."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -63,9 +62,11 @@ def run_command(arguments: Sequence[str]) -> None:
                 _keep(cell, root, rows_file(one, options.scale, _results(options)))
 
     results = run(jobs, options.jobs, lambda line: print(line, flush=True), keep)
-    for one in experiments:
-        _render(one, options, root)
-    _summary(results, time.monotonic() - began)
+    unrendered = _render_all(experiments, options)
+    counts = {state: sum(result.state == state for result in results) for state in ("done", "there", "failed")}
+    seconds = time.monotonic() - began
+    print(f"{counts['done']} done, {counts['there']} there before, {counts['failed']} failed; {seconds:.0f} s")
+    _complain([result for result in results if result.state == "failed"], unrendered)
 
 
 def report_command(arguments: Sequence[str]) -> None:
@@ -73,8 +74,7 @@ def report_command(arguments: Sequence[str]) -> None:
     parser = _parser("report", report_command.__doc__)
     _add_files(parser)
     options = parser.parse_args(arguments)
-    for path in options.files:
-        _render(load(path), options, options.runs / "cells")
+    _complain([], _render_all([load(path) for path in options.files], options))
 
 
 def adopt_command(arguments: Sequence[str]) -> None:
@@ -88,8 +88,7 @@ def adopt_command(arguments: Sequence[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for run_ in options.taken:
         print(f"{run_}: {', '.join(adopt(run_, cells, root)) or 'nothing new for these tables'}")
-    for one in experiments:
-        _render(one, options, root)
+    _complain([], _render_all(experiments, options))
 
 
 def polytope_command(arguments: Sequence[str]) -> None:
@@ -196,7 +195,7 @@ def _list(cells: Sequence[grid.Cell]) -> None:
 
 def _without_row(experiment: Experiment, cells: Sequence[grid.Cell], options: argparse.Namespace) -> list[grid.Cell]:
     """Return the cells that have no row yet, wherever the others were run."""
-    rows = by_command(read_rows(rows_file(experiment, options.scale, _results(options))))
+    rows = by_command(read(rows_file(experiment, options.scale, _results(options))))
     return [cell for cell in cells if found(cell, rows) is None]
 
 
@@ -214,26 +213,51 @@ def _keep(cell: grid.Cell, root: Path, path: Path) -> None:
         traceback.print_exc(file=sys.stderr)
 
 
-def _render(experiment: Experiment, options: argparse.Namespace, root: Path) -> None:
-    """Write the rows of the cells that are done, then the page, of all seeds."""
+def _render_all(experiments: Sequence[Experiment], options: argparse.Namespace) -> dict[str, Exception]:
+    """Render what can be rendered; return by experiment why it cannot be."""
+    errors: dict[str, Exception] = {}
+    for one in experiments:
+        try:
+            page = _render(one, options)
+        except UserError as error:
+            errors[one.name] = error
+        except Exception as error:  # noqa: BLE001 - a bug in one page must not cost the others
+            traceback.print_exc(file=sys.stderr)
+            errors[one.name] = error
+        else:
+            print(page, flush=True)
+    return errors
+
+
+def _render(experiment: Experiment, options: argparse.Namespace) -> Path:
+    """Write the rows of the cells that are done, then the page, of all seeds; return its path."""
     results = _results(options)
     path = rows_file(experiment, options.scale, results)
     seeds = dict.fromkeys([*own_seeds(experiment, options.scale), *(options.seeds or ())])
-    collect(grid.cells(experiment, options.scale, list(seeds)), root, path)
+    collect(grid.cells(experiment, options.scale, list(seeds)), options.runs / "cells", path)
     pages = path.parent / ".pages"  # for its lock only: drawing takes seconds, in which others keep rows
     pages.mkdir(exist_ok=True)
     with held(pages, 600):
-        print(report(experiment, options.scale, results))
+        return report(experiment, options.scale, results)
 
 
-def _summary(results: Sequence[Result], seconds: float) -> None:
-    counts = {state: sum(result.state == state for result in results) for state in ("done", "there", "failed")}
-    print(f"{counts['done']} done, {counts['there']} there before, {counts['failed']} failed; {seconds:.0f} s")
-    failed = [result for result in results if result.state == "failed"]
-    if failed:
-        raise CellsFailed(
-            "; ".join(f"{' '.join(r.cell.labels.values())} seed {r.cell.seed}: {r.error}" for r in failed)
-        )
+def _complain(failed: Sequence[Result], unrendered: Mapping[str, Exception]) -> None:
+    """Raise what could not be done, all of it in one; nothing where all was.
+
+    Raises:
+        UserError: only pages are missing, by mistakes of the user.
+        CellsFailed: else.
+    """
+    cells = [f"{' '.join(r.cell.labels.values())} seed {r.cell.seed}: {r.error}" for r in failed]
+    pages = [f"{name} is not rendered: {_reason(error)}" for name, error in unrendered.items()]
+    if pages and not cells and all(isinstance(error, UserError) for error in unrendered.values()):
+        raise UserError("; ".join(pages))
+    if cells or pages:
+        raise CellsFailed("; ".join([*cells, *pages]))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

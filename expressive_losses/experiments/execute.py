@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def complete_cell(
         out = folder / cell.verify_folder(name)
         if not answered(out, cell, name, weights):
             if not _goes_on(out, {"weights_sha256": weights, **question(cell, name)}):
-                _set_aside(out)
+                set_aside(out)
             place = ["--model", str(model), "--out", str(out), "--resume", "--quiet"]
             where = ["--device", str(device), *(["--data-dir", str(data_root)] if data_root else [])]
             verify([*cell.verify_arguments(name), *place, *where])
@@ -99,20 +99,19 @@ def _goes_on(out: Path, asked: Mapping[str, Any]) -> bool:
     return not (out / "summary.json").exists() and (not head or {key: head.get(key) for key in asked} == dict(asked))
 
 
-def _set_aside(out: Path) -> None:
-    """Rename the folder of a verification of other weights, or of what was asked before: it may have taken hours."""
-    former = out.with_name(f"former-{out.name}")
-    shutil.rmtree(former, ignore_errors=True)
-    out.rename(former)
+def set_aside(out: Path) -> None:
+    """Rename a folder that is of other weights, of what was asked before, or unfinished: it may have taken hours."""
+    former = (out.with_name(f"former-{number}-{out.name}") for number in itertools.count(1))
+    out.rename(next(place for place in former if not place.exists()))
 
 
 def _measured(folder: Path, name: str, weights: str) -> dict[str, float] | None:
     """Return what was measured of these weights; None if it was not."""
     try:
         found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    except OSError:
+        return found["figures"] if found["weights_sha256"] == weights else None
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         return None
-    return found["figures"] if found.get("weights_sha256") == weights else None
 
 
 def row_of_cell(cell: Cell, root: Path) -> dict[str, Any] | None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import notes, render
 from expressive_losses.experiments.report import rows_file
-from expressive_losses.experiments.rows import Row, by_command, cells_of_page, found
+from expressive_losses.experiments.rows import Row, by_command, cells_of_page, found, read
 from expressive_losses.experiments.spec import SCALES, Experiment, Scale, load
 from expressive_losses.experiments.table import Line, Value, lines
-from expressive_losses.results import read_rows
 from expressive_losses.run import write_text
 
 BEGIN, END = "<!-- generated:begin -->\n", "<!-- generated:end -->\n"
@@ -61,7 +60,7 @@ class _Rows:
     def __init__(self, experiment: Experiment, scale: Scale, results: Path) -> None:
         self._experiment, self._scale = experiment, scale
         self._link = f"../{results.name}/{scale}/{experiment.name}.md"
-        self._rows = by_command(read_rows(rows_file(experiment, scale, results)))
+        self._rows = by_command(read(rows_file(experiment, scale, results)))
         self._cells = [cell for cell in cells_of_page(experiment, scale, self._rows) if cell.runs]
         self._mine = [row for cell in self._cells if (row := found(cell, self._rows)) is not None]
 

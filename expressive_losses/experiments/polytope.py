@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
+from expressive_losses.experiments.processes import end_with_parent
 from expressive_losses.locking import held
 from expressive_losses.losses.base import verified_cross_entropy
 from expressive_losses.registry import MODELS
@@ -161,7 +162,7 @@ def command(seed: int) -> str:
 def _trained(seeds: Sequence[int], jobs: int) -> list[tuple[int, dict[str, Any], dict[int, dict[str, Any]]]]:
     if jobs == 1 or len(seeds) < 2:
         return [_row(seed) for seed in seeds]
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent) as pool:
         return list(pool.map(_row, seeds))
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from expressive_losses.experiments import render
 from expressive_losses.experiments.figures import draw
-from expressive_losses.experiments.rows import by_command, cells_of_page
+from expressive_losses.experiments.rows import by_command, cells_of_page, read
 from expressive_losses.experiments.spec import Experiment, Scale
 from expressive_losses.experiments.table import lines
-from expressive_losses.results import read_rows
 from expressive_losses.run import write_text
 
 
@@ -20,7 +19,7 @@ def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
 
 def page(experiment: Experiment, scale: Scale, results: Path) -> str:
     """Return the table of the rows that are there, of whatever seeds, as Markdown."""
-    rows = by_command(read_rows(rows_file(experiment, scale, results)))
+    rows = by_command(read(rows_file(experiment, scale, results)))
     return render.markdown(experiment, scale, lines(experiment, cells_of_page(experiment, scale, rows), rows))
 
 
@@ -31,7 +30,7 @@ def report(experiment: Experiment, scale: Scale, results: Path) -> Path:
         UserError: when a file cannot be written.
     """
     path = rows_file(experiment, scale, results)
-    rows = by_command(read_rows(path))
+    rows = by_command(read(path))
     grid = cells_of_page(experiment, scale, rows)
     found = lines(experiment, grid, rows)
     path.parent.mkdir(parents=True, exist_ok=True)

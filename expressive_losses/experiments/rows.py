@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
 from expressive_losses.experiments.execute import row_of_cell
 from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.question import answers
 from expressive_losses.experiments.spec import Experiment, Scale, ScaleSpec
 from expressive_losses.locking import held
-from expressive_losses.results import QUESTION, read_rows
+from expressive_losses.results import QUESTION
 from expressive_losses.run import write_text
 
 Row = Mapping[str, Any]
@@ -38,7 +40,7 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
     found_now = [(cell, row_of_cell(cell, root)) for cell in cells if cell.runs]  # slow: before the folder is taken
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path.parent):
-        known = by_command(read_rows(path))
+        known = by_command(read(path))
         for cell, row in found_now:
             if row is not None:
                 for former in [key for key, _ in _of(cell, known)]:
@@ -46,6 +48,39 @@ def collect(cells: Sequence[Cell], root: Path, path: Path) -> int:
                 known[identity(row)] = row
         write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
     return len(known)
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file; none where there is no file.
+
+    A last line that was cut off is left out, with a warning: the next to write the file drops it.
+
+    Raises:
+        UserError: a line that is no row.
+    """
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if _is_cut_off(last):
+        print(f"{path}: line {len(lines) + 1}, the last, was cut off and is left out", file=sys.stderr, flush=True)
+    else:
+        lines.append(last)
+    return [_parsed(line, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line]
+
+
+def _is_cut_off(last: bytes) -> bool:
+    try:
+        json.loads(last or "{}")
+    except ValueError:
+        return True
+    return False
+
+
+def _parsed(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+        identity(row)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{where} is no row of an experiment: mend it, or delete it to have it made again") from None
+    return row
 
 
 def cells_of_page(experiment: Experiment, scale: Scale, rows: Mapping[Identity, Row]) -> list[Cell]:

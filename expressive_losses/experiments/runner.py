@@ -24,7 +24,8 @@ from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.experiments.execute import execute
 from expressive_losses.experiments.grid import Cell, described
-from expressive_losses.locking import FolderInUse
+from expressive_losses.experiments.processes import end_with_parent
+from expressive_losses.locking import FolderInUse, is_free
 
 State = Literal["done", "there", "busy", "failed"]
 _WAIT = 2.0
@@ -73,28 +74,35 @@ def run(
     Returns:
         The results of all jobs.
     """
-    results, left = [], list(jobs)
+    results: list[Result] = []
+    left = list(jobs)
     while left:
-        finished = list(_pass(left, processes, say, done, len(jobs) - len(left)))
-        results += [result for result in finished if result.state != "busy"]
-        busy = {id(result.cell) for result in finished if result.state == "busy"}
-        left = [job for job in left if id(job.cell) in busy]
+        for result in _tried([job for job in left if _is_free(job)], processes):
+            if result.state == "busy":  # since a moment ago
+                continue
+            results.append(result)
+            if result.state == "done":
+                done(result.cell)
+            say(f"[{len(results)}] {result.state}: {described(result.cell)} {result.error}".rstrip())
+        finished = {id(result.cell) for result in results}
+        left = [job for job in left if id(job.cell) not in finished]
         if left:
             time.sleep(_WAIT)
     return results
 
 
-def _pass(
-    jobs: Sequence[Job], processes: int, say: Callable[[str], None], done: Callable[[Cell], None], before: int
-) -> Iterator[Result]:
+def _is_free(job: Job) -> bool:
+    """Return whether no other process works on a cell: asked first, since processes of our own take seconds to start.
+
+    A folder inside it may be held without it, by train.py or verify.py.
+    """
+    folder = job.root / job.cell.key
+    return all(is_free(lock.parent) for lock in (*folder.glob(".lock"), *folder.glob("*/.lock")))
+
+
+def _tried(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
     """Try each cell once."""
-    attempt = _here(jobs) if processes == 1 else _in_processes(jobs, processes)
-    for number, result in enumerate(attempt, before + 1):
-        if result.state == "done":
-            done(result.cell)
-        if result.state != "busy":
-            say(f"[{number}] {result.state}: {described(result.cell)} {result.error}".rstrip())
-        yield result
+    return _here(jobs) if processes == 1 else _in_processes(jobs, processes)
 
 
 def _here(jobs: Sequence[Job]) -> Iterator[Result]:
@@ -175,7 +183,8 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _start(slots, processes: int) -> None:
-    """Give this process its GPU, or its share of the cores."""
+    """Give this process its GPU, or its share of the cores; it ends when the runner does."""
+    end_with_parent()
     slot = slots.get()
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())

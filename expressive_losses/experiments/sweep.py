@@ -41,7 +41,7 @@ from expressive_losses.errors import Diverged, UserError
 from expressive_losses.experiments.execute import complete_cell, row_of_cell
 from expressive_losses.experiments.grid import Cell, assignments_of
 from expressive_losses.experiments.spec import Verification
-from expressive_losses.locking import FolderInUse, FolderLock, held
+from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
 from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
@@ -247,7 +247,7 @@ class Tuner:
 
         Only one process at a time may do this in a folder.
         """
-        unheld = {one.number for one in self.running() if not self._elsewhere(one) and _free(self._folder(one))}
+        unheld = {one.number for one in self.running() if not self._elsewhere(one) and is_free(self._folder(one))}
         running = self.running()  # again: a process lets go of the folder as soon as Optuna knows the result
         for trial in running:
             if trial.number in unheld:
@@ -353,14 +353,3 @@ class _Pruner:
         self._trial.report((last["held_out"]["natural"] + last["held_out"]["ibp"]) / 2, last["epoch"])
         if trainer.step < trainer.steps and self._trial.should_prune():
             raise optuna.TrialPruned
-
-
-def _free(folder: Path) -> bool:
-    """Return whether nobody works in a folder; a trial without one has not begun to train."""
-    if not folder.is_dir():
-        return True
-    try:
-        FolderLock(folder).release()
-    except FolderInUse:
-        return False
-    return True
