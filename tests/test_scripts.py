@@ -14,13 +14,17 @@ from experimenting import (
     full_row,
 )
 
+from expressive_losses.cli.arguments import verify_parser
+from expressive_losses.cli.verify import stage_options
 from expressive_losses.experiments import grid
 from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page, rows_file
 from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import lines, pick
+from expressive_losses.verify import build_stages
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -30,8 +34,11 @@ def test_every_script_has_a_grid_of_valid_configs(path, scale):
     assert cells
     for cell in cells[:: max(1, len(cells) // 6)]:
         assert cell.resolved.training.seed == cell.seed
-        arguments = [word for name in cell.verifications for word in cell.verify_arguments(name)]
-        assert "--bound" in arguments or not cell.verifications
+        for name, asked in cell.verifications.items():
+            options = verify_parser().parse_args(["--model", "MODEL", *cell.verify_arguments(name)])
+            assert (options.eps, options.first, options.split) == (asked.eps, asked.first, asked.split)
+            run = build_stages(options.bound, stage_options(options.assignments))
+            assert {stage.name: stage.spec() for stage in run} == stages(asked)
     assert experiment.figure is None or set(experiment.figure.panels) <= set(experiment.lines)
     assert path in RECIPES or path.with_suffix(".sh").exists()
 
@@ -106,6 +113,16 @@ def test_no_two_lines_of_a_page_are_the_same_network_and_question(path, scale):
             made = (cell.key, *map(cell.verify_folder, cell.verifications))
             lines_of.setdefault(made, set()).add(tuple(cell.labels.get(name) for name in experiment_of(path).lines))
     assert not [found for found in lines_of.values() if len(found) > 1]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_line_that_the_scale_does_not_run_has_no_rows(path):
+    """Without what the scale replaces, its command may be that of a line that was run."""
+    experiment, cells = experiment_of(path), cells_of(path, "cpu")
+    rows = by_command([full_row(experiment, cell, number) for number, cell in enumerate(cells) if cell.runs])
+    for line in lines(experiment, cells, rows):
+        assert line.runs == line.cells, line.labels
+        assert line.cells or all(value.ours is None for value in line.values.values()), line.labels
 
 
 def at_full(*papers: str) -> list[grid.Cell]:
@@ -188,4 +205,6 @@ def test_ramps_of_figure_3_at_cpu_scale_are_the_same_share_of_the_run():
     cells = [cell for cell in cells_of(ROOT / "scripts" / "crown_ibp" / "figure3.yaml", "cpu") if cell.runs]
     lengths = {cell.labels["length"]: cell.resolved.eps.schedule.length for cell in cells}
     assert lengths == pytest.approx({"10": 0.8, "15": 1.2, "30": 2.4, "60": 4.8})
-    assert all(f"ramp {cell.resolved.eps.schedule.length:g} epochs" in cell.replaced(()) for cell in cells)
+    for cell in cells:
+        length = f"{cell.resolved.eps.schedule.length:g}"
+        assert f"smoothed ramp over {length} epochs without warm-up" in cell.replaced(())
