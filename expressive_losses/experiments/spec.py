@@ -63,9 +63,14 @@ class Column(Section):
     )
 
     @property
+    def path(self) -> tuple[str, ...]:
+        """The keys that lead to the figure in a row."""
+        return tuple(self.figure.split(".")) if isinstance(self.figure, str) else self.figure
+
+    @property
     def verification(self) -> str | None:
         """The name of the verification that the figure is of; None for a figure of training."""
-        kind, *rest = self.figure.split(".") if isinstance(self.figure, str) else self.figure
+        kind, *rest = self.path
         return rest[0] if kind == "verify" else None
 
 

@@ -98,10 +98,11 @@ def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity,
 
 
 def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[Identity, Row]) -> Line:
-    pairs = [(cell, row) for cell in group if (row := found(cell, rows)) is not None]
+    asked_for = [cell for cell in group if cell.runs]  # what is not run may have the command of another line
+    pairs = [(cell, row) for cell in asked_for if (row := found(cell, rows)) is not None]
     mine, run = [row for _, row in pairs], [cell for cell, _ in pairs]
     asked = {column.verification for column in experiment.columns.values()}
-    evaluated = any(column.figure == "adversarial" for column in experiment.columns.values())
+    evaluated = any(column.path == ("adversarial",) for column in experiment.columns.values())
     differs = _unique(
         text
         for cell in run
@@ -115,14 +116,14 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
         else Value(None, asked=False)
         for name, column in experiment.columns.items()
     }
-    shown = _shown(labels, run)
+    shown = _shown(labels, asked_for)
     said = {f"{name} {text.partition(' (for ')[0]}" for name, text in shown.items() if " (for " in text}
     return Line(
         labels=labels,
         shown=shown,
         values=values,
         runs=len(mine),
-        cells=sum(cell.runs for cell in group),
+        cells=len(asked_for),
         images=_unique(count for value in values.values() for count in value.images),
         differs=tuple(text for text in differs if text not in said) if first.in_paper else (),
         in_paper=first.in_paper,
@@ -133,7 +134,7 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
 
 
 def _shown(labels: Mapping[str, str], run: Sequence[Cell]) -> dict[str, str]:
-    """Return the labels, with what was run first where it is not what the paper has: "0.1 (for 2/255)"."""
+    """Return the labels, with what the scale runs first where it is not what the paper has: "0.1 (for 2/255)"."""
     shown = {name: _fraction(text) if name == "eps" else text for name, text in labels.items()}
     for name in labels:
         pairs = {(named(cell.resolved).get(name), named(cell.paper).get(name)) for cell in run if cell.in_paper}
@@ -170,18 +171,18 @@ def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _value(column: Column, published: Mapping[str, Any], rows: Sequence[Row], comparable: bool) -> Value:
-    found = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
+    figures = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
     theirs = at(published, column.published) if column.published else None
-    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(found), percent=column.percent)
-    if not found or (len(found) == 1 and column.statistic not in ("mean", "median")):
+    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(figures), percent=column.percent)
+    if not figures or (len(figures) == 1 and column.statistic not in ("mean", "median")):
         return value
-    numbers = [number for _, number in found]
+    numbers = [number for _, number in figures]
     several = len(numbers) > 1 and column.statistic == "mean"
     return replace(
         value,
         ours=_STATISTICS[column.statistic](numbers),
         deviation=statistics.stdev(numbers) if several else None,
-        images=_unique(count for row, _ in found for count in images_of(row, column)),
+        images=_unique(count for row, _ in figures for count in images_of(row, column)),
     )
 
 
@@ -202,7 +203,7 @@ def images_of(row: Row, column: Column) -> tuple[int, ...]:
     """Return of how many images a figure is: those of its verification, else all that training holds out."""
     if column.verification is not None:
         return (row["verify"][column.verification]["images"],)
-    return () if column.figure == "training_seconds" else (row["images"],)
+    return () if column.path == ("training_seconds",) else (row["images"],)
 
 
 def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
