@@ -16,7 +16,8 @@ from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.settings import plain, replaced, replaced_in_verification
-from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
+from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification, at
+from expressive_losses.registry import suggest
 from expressive_losses.verify import build_stages
 
 
@@ -127,11 +128,11 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
         seeds: in place of the experiment's.
 
     Raises:
-        UserError: a config that is not there or does not fit.
+        UserError: a config that is not there or does not fit, a label or a column that no cell has anything for.
     """
     change = experiment.scales.get(scale, ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
-    found = []
+    found, known = [], []
     for entry, path, values in _files(experiment, scale):
         changes = {key: value for key, value in change.set.items() if value is not None}
         for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
@@ -139,6 +140,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             own = _of_paper(experiment, entry, point)
             paper = configs.resolve(values, map(_parsed, assignments_of(entry.set, own)), str(path))
             labels = _labels(entry, path, paper, point, radius)
+            known.append(labels)
             runs = all(labels.get(key) in only for key, only in change.only.items())
             if not runs:  # a line that is not run is the paper's own
                 labels = _labels(entry, path, paper, {key: point[key] for key in entry.axes}, radius)
@@ -156,7 +158,29 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
                 "values": values,
             }
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
+    _check_only(f"{experiment.name}: scales.{scale}.only", change.only, known)
+    _check_published(experiment, found)
     return found
+
+
+def _check_only(place: str, only: Mapping[str, Sequence[str]], known: Sequence[Mapping[str, str]]) -> None:
+    for key, values in only.items():
+        there = sorted({labels[key] for labels in known if key in labels})
+        for value in values:
+            if value not in there:
+                raise UserError(f"{place}.{key}: no cell has '{value}'{suggest(value, there)}")
+    chosen = any(all(labels.get(key) in values for key, values in only.items()) for labels in known)
+    if all(only.values()) and not chosen:
+        raise UserError(f"{place}: no cell has all of these labels")
+
+
+def _check_published(experiment: Experiment, found: Sequence[Cell]) -> None:
+    """Raise a UserError for a column whose published figure no cell has, though some cells have published figures."""
+    published = [cell.published for cell in found if cell.published]
+    for name, column in experiment.columns.items():
+        path = column.published_path
+        if path and published and all(at(figures, path) is None for figures in published):
+            raise UserError(f"{experiment.name}: columns.{name}.published: no line has '{'.'.join(path)}'")
 
 
 def assignments_of(*parts: Mapping[str, Any]) -> tuple[str, ...]:

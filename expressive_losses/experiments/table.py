@@ -10,7 +10,7 @@ from typing import Any
 from expressive_losses.experiments.grid import Cell
 from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.settings import named
-from expressive_losses.experiments.spec import Column, Experiment
+from expressive_losses.experiments.spec import Column, Experiment, at
 
 _STATISTICS = {
     "mean": statistics.fmean,
@@ -209,16 +209,6 @@ def images_of(row: Row, column: Column) -> tuple[int, ...]:
 def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
     """Return the number at a path (``verify.bab.verified`` or a list of keys), of an accuracy its percentage."""
     return _number(at(values, path))
-
-
-def at(values: Mapping[str, Any], path: str | Sequence[str]) -> Any:
-    """Return what is at a path of keys, None where nothing is."""
-    here: Any = values
-    for key in path.split(".") if isinstance(path, str) else path:
-        if not isinstance(here, Mapping) or key not in here:
-            return None
-        here = here[key]
-    return here
 
 
 def _number(value: Any) -> float | None:
