@@ -50,6 +50,7 @@ def entry(**changes) -> dict:
         (entry(verify_at={"smoke": {"first": 0}}), r"entries\.0\.verify_at\.smoke: first: .* greater than 0, got 0"),
         ({"scales": {"cpu": {"verify": {"frist": 3}}}}, r"scales\.cpu\.verify: unknown key 'frist'"),
         (entry(published={"natrual": 90.0}), r"entries\.0\.published: unknown 'natrual'; did you mean 'natural'\?"),
+        (entry(also_published={"second": 9}), r"entries\.0\.published: unknown 'second'"),
         (entry(published={"others": {"0.1": {"natrual": 90.0}}}), r"entries\.0\.published: unknown 'natrual'"),
     ],
 )
@@ -95,3 +96,29 @@ def test_a_published_figure_that_no_line_has_is_named(tmp_path):
         grid.cells(load(path), "smoke")
     path = write(tmp_path, columns=columns)
     assert grid.cells(load(path), "smoke"), "without any published figures a grid may share the columns of others"
+
+
+def test_a_figure_may_be_published_beside_those_of_the_config(tmp_path):
+    """Source and verifier stay; so do figures of the radius of the test, and a variant has none of the config's."""
+    about = {"source": "them", "verified_by": "ibp"}
+    paper = {**about, "natural": 90.0, "others": {"0.1": {"natural": 80.0}}}
+    more = {"config": "small.yaml", "also_published": {"seconds": 7}}
+    entries = [{**more, "tested": ["0.05", "0.1", "0.2"]}, {**more, "set": {"training.l1": 1e-5}}]
+    columns = {"training s": {"figure": "training_seconds", "published": "seconds"}}
+    own, other, none, variant = (
+        cell.published
+        for cell in grid.cells(
+            load(write(tmp_path, {**CONFIG, "paper": paper}, entries=entries, columns=columns)), "full"
+        )
+    )
+    assert own == {**paper, "seconds": 7}
+    assert other == {**about, "natural": 80.0, "seconds": 7}
+    assert none == variant == {"seconds": 7}
+    emptied = [{**more, "published": {}, "also_published": {}}]
+    (cell,) = grid.cells(load(write(tmp_path, {**CONFIG, "paper": paper}, entries=emptied, columns=columns)), "full")
+    assert cell.published == {}
+
+
+def test_a_cell_is_called_what_pages_call_it(tmp_path):
+    path = write(tmp_path, {**CONFIG, "eps": {"target": "0.03137"}})
+    assert ", eps 8/255, " in grid.described(grid.cells(load(path), "full")[0])

@@ -23,7 +23,7 @@ from expressive_losses.experiments.report import page, rows_file
 from expressive_losses.experiments.rows import by_command
 from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import SCALES, load
-from expressive_losses.experiments.table import lines, pick
+from expressive_losses.experiments.table import Line, lines, pick
 from expressive_losses.verify import build_stages
 
 
@@ -167,6 +167,19 @@ def published_in(path: str, **labels: str) -> list[dict]:
 def test_lines_of_the_papers(path, labels, figures):
     (published,) = published_in(path, **labels)
     assert (published["natural"], published.get("verified")) == figures
+
+
+def test_a_line_that_table_1_quotes_says_of_whom_and_what_verified_it():
+    quoted = [line for line in lines_of_table_1() if line.labels["network"] == "dm_large"]
+    assert len(quoted) == 7
+    for line in quoted:
+        verifier = "CROWN-IBP" if (line.labels["method"], line.labels["eps"]) == ("crown_ibp", "2/255") else "IBP"
+        assert f"verified by {verifier}" in line.notes and len(line.notes) >= 2, line.labels
+
+
+def lines_of_table_1() -> list[Line]:
+    path = ROOT / "scripts" / "expressive_losses" / "table1.yaml"
+    return lines(experiment_of(path), cells_of(path, "full"), {})
 
 
 def test_attacked_figures_of_standard_training_at_every_radius():

@@ -116,9 +116,19 @@ class Cell:
 
 def described(cell: Cell) -> str:
     """Return a cell in words: what tables call it, and what it really runs where that is something else."""
-    labels = [f"{key} {value}" for key, value in cell.labels.items()]
+    labels = [f"{key} {value}" for key, value in in_words(cell.labels).items()]
     instead = ", ".join(cell.replaced(cell.verifications)) if cell.in_paper else "what is not in the paper"
     return f"{', '.join(labels)}, seed {cell.seed}" + (f" (runs {instead})" if instead else "")
+
+
+def in_words(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels as pages have them."""
+    return {name: fraction(text) if name == "eps" else text for name, text in labels.items()}
+
+
+def fraction(text: str) -> str:
+    """Return a radius as papers write it: their code has 2/255 as 0.00784."""
+    return next((f"{pixels}/255" for pixels in range(1, 17) if text == f"{pixels / 255:.5f}"), text)
 
 
 def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -321,10 +331,15 @@ def _verifications(experiment: Experiment, entry: Entry, scale: Scale, radius: s
 def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
     """Return the published figures: the entry's; or the config's, which are of it as it is, without overrides.
 
-    Those of a radius that the network was not trained for are in ``others``, by radius.
+    What the entry publishes beside them comes with either.
     """
     own = entry.published is not None or entry.set or entry.axes
-    figures = entry.published if own else paper.paper
+    figures = _at_radius(entry.published if own else paper.paper, paper, radius)
+    return {**(figures or {}), **entry.also_published} if entry.also_published else figures
+
+
+def _at_radius(figures: Mapping[str, Any] | None, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
+    """Return the published figures at a radius; those that the network was not trained for are in ``others``."""
     if radius in (None, paper.eps.target.text) or figures is None:
         return figures
     about = {key: figures[key] for key in ("source", "verified_by", "note") if key in figures}

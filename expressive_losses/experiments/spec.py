@@ -138,6 +138,7 @@ class Entry(Section):
         None,
         description="in place of the config's `paper`, `others` by radius; a figure: a number, or {mean, deviation}",
     )
+    also_published: dict[str, Any] = Field({}, description="figures beside those, of the radius of the test")
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
     verify: dict[str, Change | None] = Field(
         {}, description="fields of verifications in place of the experiment's; null: not asked of these"
@@ -193,7 +194,7 @@ class Experiment(Section):
         for number, entry in enumerate(self.entries):
             _expect(f"entries.{number}.verify", entry.verify, self.verify)
             figures = entry.published or {}
-            for one in (figures, *figures.get("others", {}).values()):
+            for one in (figures, *figures.get("others", {}).values(), entry.also_published):
                 _expect(f"entries.{number}.published", one, [*published, *ABOUT])
         if self.figure is not None:
             _expect("figure.x", filter(None, [self.figure.x]), self._of_axis(self.figure))

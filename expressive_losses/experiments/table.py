@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.grid import Cell, fraction, in_words
 from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.settings import named
 from expressive_losses.experiments.spec import Column, Experiment, at
@@ -135,18 +135,13 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
 
 def _shown(labels: Mapping[str, str], run: Sequence[Cell]) -> dict[str, str]:
     """Return the labels, with what the scale runs first where it is not what the paper has: "0.1 (for 2/255)"."""
-    shown = {name: _fraction(text) if name == "eps" else text for name, text in labels.items()}
+    shown = in_words(labels)
     for name in labels:
         pairs = {(named(cell.resolved).get(name), named(cell.paper).get(name)) for cell in run if cell.in_paper}
         ours, papers = pairs.pop() if len(pairs) == 1 else (None, None)
         if ours != papers and labels[name] in (ours, papers):
-            shown[name] = f"{ours} (for {_fraction(papers)})"
+            shown[name] = f"{ours} (for {fraction(papers)})"
     return shown
-
-
-def _fraction(text: str) -> str:
-    """Return a radius as papers write it: their code has 2/255 as 0.00784."""
-    return next((f"{pixels}/255" for pixels in range(1, 17) if text == f"{pixels / 255:.5f}"), text)
 
 
 def _notes(experiment: Experiment, published: Mapping[str, Any], values: Mapping[str, Value]) -> tuple[str, ...]:
