@@ -50,6 +50,10 @@ def entry(**changes) -> dict:
         (entry(verify_at={"smoke": {"first": 0}}), r"entries\.0\.verify_at\.smoke: first: .* greater than 0, got 0"),
         ({"scales": {"cpu": {"verify": {"frist": 3}}}}, r"scales\.cpu\.verify: unknown key 'frist'"),
         (entry(published={"natrual": 90.0}), r"entries\.0\.published: unknown 'natrual'; did you mean 'natural'\?"),
+        (
+            entry(published={"others": {"0.1": 90.0}}),
+            r"entries\.0\.published: others: expected figures by radius, got {'0\.1': 90\.0}",
+        ),
         (entry(also_published={"second": 9}), r"entries\.0\.published: unknown 'second'"),
         (entry(published={"others": {"0.1": {"natrual": 90.0}}}), r"entries\.0\.published: unknown 'natrual'"),
     ],

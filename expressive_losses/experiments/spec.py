@@ -149,6 +149,14 @@ class Entry(Section):
         {}, description="fields of every verification at one scale, after the scale's own"
     )
 
+    @field_validator("published")
+    @classmethod
+    def _others_by_radius(cls, figures: dict[str, Any] | None) -> dict[str, Any] | None:
+        others = (figures or {}).get("others", {})
+        if not isinstance(others, Mapping) or not all(isinstance(one, Mapping) for one in others.values()):
+            raise ValueError(f"others: expected figures by radius, got {others!r}")
+        return figures
+
 
 class ScaleSpec(Section):
     """What a scale replaces."""
