@@ -102,6 +102,13 @@ def test_a_published_figure_that_no_line_has_is_named(tmp_path):
     assert grid.cells(load(path), "smoke"), "without any published figures a grid may share the columns of others"
 
 
+def test_curves_over_a_label_without_numbers_are_named(tmp_path):
+    figure = {"x": "method", "y": ["natural"]}
+    with pytest.raises(UserError, match=r"table: figure\.x: lines need numbers, 'method' is 'MTL'"):
+        grid.cells(load(write(tmp_path, figure=figure)), "smoke")
+    assert grid.cells(load(write(tmp_path, figure={**figure, "kind": "bars"})), "smoke")
+
+
 def test_a_figure_may_be_published_beside_those_of_the_config(tmp_path):
     """Source and verifier stay; so do figures of the radius of the test, and a variant has none of the config's."""
     about = {"source": "them", "verified_by": "ibp"}

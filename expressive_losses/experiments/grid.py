@@ -138,7 +138,8 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
         seeds: in place of the experiment's.
 
     Raises:
-        UserError: a config that is not there or does not fit, a label or a column that no cell has anything for.
+        UserError: a config that is not there or does not fit, a label or a column that no cell has anything for, an
+            axis of a figure without numbers.
     """
     change = experiment.scales.get(scale, ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
@@ -170,6 +171,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
     _check_only(f"{experiment.name}: scales.{scale}.only", change.only, known)
     _check_published(experiment, found)
+    _check_numbers(experiment, known)
     return found
 
 
@@ -191,6 +193,17 @@ def _check_published(experiment: Experiment, found: Sequence[Cell]) -> None:
         path = column.published_path
         if path and published and all(at(figures, path) is None for figures in published):
             raise UserError(f"{experiment.name}: columns.{name}.published: no line has '{'.'.join(path)}'")
+
+
+def _check_numbers(experiment: Experiment, known: Sequence[Mapping[str, str]]) -> None:
+    """Raise a UserError where curves are to be drawn over a label that is no number."""
+    figure = experiment.figure
+    for labels in known if figure is not None and figure.kind == "lines" else ():
+        try:
+            float(labels.get(figure.x, ""))
+        except ValueError:
+            text = labels.get(figure.x, "")
+            raise UserError(f"{experiment.name}: figure.x: lines need numbers, '{figure.x}' is '{text}'") from None
 
 
 def assignments_of(*parts: Mapping[str, Any]) -> tuple[str, ...]:
