@@ -14,13 +14,17 @@ from experimenting import (
     full_row,
 )
 
+from expressive_losses.cli.arguments import verify_parser
+from expressive_losses.cli.verify import stage_options
 from expressive_losses.experiments import grid
 from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page, rows_file
 from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import SCALES, load
-from expressive_losses.experiments.table import lines, pick
+from expressive_losses.experiments.table import Line, lines, pick
+from expressive_losses.verify import build_stages
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -30,8 +34,11 @@ def test_every_script_has_a_grid_of_valid_configs(path, scale):
     assert cells
     for cell in cells[:: max(1, len(cells) // 6)]:
         assert cell.resolved.training.seed == cell.seed
-        arguments = [word for name in cell.verifications for word in cell.verify_arguments(name)]
-        assert "--bound" in arguments or not cell.verifications
+        for name, asked in cell.verifications.items():
+            options = verify_parser().parse_args(["--model", "MODEL", *cell.verify_arguments(name)])
+            assert (options.eps, options.first, options.split) == (asked.eps, asked.first, asked.split)
+            run = build_stages(options.bound, stage_options(options.assignments))
+            assert {stage.name: stage.spec() for stage in run} == stages(asked)
     assert experiment.figure is None or set(experiment.figure.panels) <= set(experiment.lines)
     assert path in RECIPES or path.with_suffix(".sh").exists()
 
@@ -108,6 +115,16 @@ def test_no_two_lines_of_a_page_are_the_same_network_and_question(path, scale):
     assert not [found for found in lines_of.values() if len(found) > 1]
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_line_that_the_scale_does_not_run_has_no_rows(path):
+    """Without what the scale replaces, its command may be that of a line that was run."""
+    experiment, cells = experiment_of(path), cells_of(path, "cpu")
+    rows = by_command([full_row(experiment, cell, number) for number, cell in enumerate(cells) if cell.runs])
+    for line in lines(experiment, cells, rows):
+        assert line.runs == line.cells, line.labels
+        assert line.cells or all(value.ours is None for value in line.values.values()), line.labels
+
+
 def at_full(*papers: str) -> list[grid.Cell]:
     return [cell for path in PAPERS if path.parent.name in papers for cell in cells_of(path, "full")]
 
@@ -152,6 +169,19 @@ def test_lines_of_the_papers(path, labels, figures):
     assert (published["natural"], published.get("verified")) == figures
 
 
+def test_a_line_that_table_1_quotes_says_of_whom_and_what_verified_it():
+    quoted = [line for line in lines_of_table_1() if line.labels["network"] == "dm_large"]
+    assert len(quoted) == 7
+    for line in quoted:
+        verifier = "CROWN-IBP" if (line.labels["method"], line.labels["eps"]) == ("crown_ibp", "2/255") else "IBP"
+        assert f"verified by {verifier}" in line.notes and len(line.notes) >= 2, line.labels
+
+
+def lines_of_table_1() -> list[Line]:
+    path = ROOT / "scripts" / "expressive_losses" / "table1.yaml"
+    return lines(experiment_of(path), cells_of(path, "full"), {})
+
+
 def test_attacked_figures_of_standard_training_at_every_radius():
     attacked = [published["pgd"] for published in published_in("ibp/table4", data="mnist", method="standard")]
     assert attacked == pytest.approx([100 - error for error in (27.72, 99.57, 99.63, 99.64)])
@@ -188,4 +218,6 @@ def test_ramps_of_figure_3_at_cpu_scale_are_the_same_share_of_the_run():
     cells = [cell for cell in cells_of(ROOT / "scripts" / "crown_ibp" / "figure3.yaml", "cpu") if cell.runs]
     lengths = {cell.labels["length"]: cell.resolved.eps.schedule.length for cell in cells}
     assert lengths == pytest.approx({"10": 0.8, "15": 1.2, "30": 2.4, "60": 4.8})
-    assert all(f"ramp {cell.resolved.eps.schedule.length:g} epochs" in cell.replaced(()) for cell in cells)
+    for cell in cells:
+        length = f"{cell.resolved.eps.schedule.length:g}"
+        assert f"smoothed ramp over {length} epochs without warm-up" in cell.replaced(())

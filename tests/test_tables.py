@@ -115,6 +115,25 @@ def test_published_figures_of_another_data_set_are_left_out(tmp_path):
     assert "90.00" in render.markdown(experiment, "full", lines(experiment, grid.cells(experiment, "full"), {}))
 
 
+def test_all_lines_of_a_scale_are_named_in_one_way(tmp_path):
+    """Also those that were not run yet: "0.1 (for 0.05)", as the others."""
+    scales = {"smoke": {"set": {**SMALL, "eps.target": "0.1"}}}
+    experiment = load(write(tmp_path, lines=["eps", "alpha"], scales=scales))
+    cells = grid.cells(experiment, "smoke")
+    named = lines(experiment, cells, by_command([made_up(cells[0], 50.0)]))
+    assert [line.runs for line in named] == [1, 0]
+    assert {line.shown["eps"] for line in named} == {"0.1 (for 0.05)"}
+
+
+def test_the_attack_of_evaluation_counts_however_its_column_is_written(tmp_path):
+    scales = {"smoke": {"set": {**SMALL, "test_attack": {"name": "pgd", "steps": 3, "step_size": 0.5}}}}
+    for figure in ("adversarial", ["adversarial"]):
+        experiment = load(write(tmp_path, columns={"PGD": {"figure": figure}}, scales=scales))
+        cells = grid.cells(experiment, "smoke")
+        (line, _) = lines(experiment, cells, by_command([{**made_up(cells[0], 50.0), "adversarial": 40.0}]))
+        assert "test attack pgd (steps 3, step size 0.5)" in line.differs
+
+
 def test_figures_of_different_numbers_of_images_say_so(tmp_path):
     columns = {
         "natural": {"figure": "natural"},
@@ -136,7 +155,7 @@ def test_figures_of_different_numbers_of_images_say_so(tmp_path):
 def test_a_scale_may_add_an_axis_and_an_entry_may_be_of_one_scale_only(tmp_path):
     entries = [{"config": "small.yaml"}, {"config": "small.yaml", "scales": ["full"], "set": {"training.l1": 1e-5}}]
     change = {"axes": {"model": ["cnn_tiny", "cnn_small"]}}
-    path = write(tmp_path, entries=entries, scales={"smoke": change, "cpu": {**change, "only": {"data": ["mnist"]}}})
+    path = write(tmp_path, entries=entries, scales={"smoke": change, "cpu": {**change, "only": {"data": []}}})
     assert [cell.resolved.model.name for cell in grid.cells(load(path), "smoke")] == ["cnn_tiny", "cnn_small"]
     assert [cell.resolved.training.l1 for cell in grid.cells(load(path), "full")] == [0, 1e-5]
     assert {cell.labels["network"] for cell in grid.cells(load(path), "cpu")} == {"cnn_tiny"}, "not run: the paper's"

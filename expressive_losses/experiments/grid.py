@@ -16,7 +16,8 @@ from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.settings import plain, replaced, replaced_in_verification
-from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification
+from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification, at
+from expressive_losses.registry import suggest
 from expressive_losses.verify import build_stages
 
 
@@ -115,9 +116,19 @@ class Cell:
 
 def described(cell: Cell) -> str:
     """Return a cell in words: what tables call it, and what it really runs where that is something else."""
-    labels = [f"{key} {value}" for key, value in cell.labels.items()]
+    labels = [f"{key} {value}" for key, value in in_words(cell.labels).items()]
     instead = ", ".join(cell.replaced(cell.verifications)) if cell.in_paper else "what is not in the paper"
     return f"{', '.join(labels)}, seed {cell.seed}" + (f" (runs {instead})" if instead else "")
+
+
+def in_words(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels as pages have them."""
+    return {name: fraction(text) if name == "eps" else text for name, text in labels.items()}
+
+
+def fraction(text: str) -> str:
+    """Return a radius as papers write it: their code has 2/255 as 0.00784."""
+    return next((f"{pixels}/255" for pixels in range(1, 17) if text == f"{pixels / 255:.5f}"), text)
 
 
 def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = None) -> list[Cell]:
@@ -127,11 +138,12 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
         seeds: in place of the experiment's.
 
     Raises:
-        UserError: a config that is not there or does not fit.
+        UserError: a config that is not there or does not fit, a label or a column that no cell has anything for, an
+            axis of a figure without numbers.
     """
     change = experiment.scales.get(scale, ScaleSpec())
     chosen = tuple(seeds or change.seeds or experiment.seeds)
-    found = []
+    found, known = [], []
     for entry, path, values in _files(experiment, scale):
         changes = {key: value for key, value in change.set.items() if value is not None}
         for radius, point in itertools.product(entry.tested or (None,), _points(entry, change)):
@@ -139,6 +151,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             own = _of_paper(experiment, entry, point)
             paper = configs.resolve(values, map(_parsed, assignments_of(entry.set, own)), str(path))
             labels = _labels(entry, path, paper, point, radius)
+            known.append(labels)
             runs = all(labels.get(key) in only for key, only in change.only.items())
             if not runs:  # a line that is not run is the paper's own
                 labels = _labels(entry, path, paper, {key: point[key] for key in entry.axes}, radius)
@@ -156,7 +169,41 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
                 "values": values,
             }
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
+    _check_only(f"{experiment.name}: scales.{scale}.only", change.only, known)
+    _check_published(experiment, found)
+    _check_numbers(experiment, known)
     return found
+
+
+def _check_only(place: str, only: Mapping[str, Sequence[str]], known: Sequence[Mapping[str, str]]) -> None:
+    for key, values in only.items():
+        there = sorted({labels[key] for labels in known if key in labels})
+        for value in values:
+            if value not in there:
+                raise UserError(f"{place}.{key}: no cell has '{value}'{suggest(value, there)}")
+    chosen = any(all(labels.get(key) in values for key, values in only.items()) for labels in known)
+    if all(only.values()) and not chosen:
+        raise UserError(f"{place}: no cell has all of these labels")
+
+
+def _check_published(experiment: Experiment, found: Sequence[Cell]) -> None:
+    """Raise a UserError for a column whose published figure no cell has, though some cells have published figures."""
+    published = [cell.published for cell in found if cell.published]
+    for name, column in experiment.columns.items():
+        path = column.published_path
+        if path and published and all(at(figures, path) is None for figures in published):
+            raise UserError(f"{experiment.name}: columns.{name}.published: no line has '{'.'.join(path)}'")
+
+
+def _check_numbers(experiment: Experiment, known: Sequence[Mapping[str, str]]) -> None:
+    """Raise a UserError where curves are to be drawn over a label that is no number."""
+    figure = experiment.figure
+    for labels in known if figure is not None and figure.kind == "lines" else ():
+        try:
+            float(labels.get(figure.x, ""))
+        except ValueError:
+            text = labels.get(figure.x, "")
+            raise UserError(f"{experiment.name}: figure.x: lines need numbers, '{figure.x}' is '{text}'") from None
 
 
 def assignments_of(*parts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -297,10 +344,15 @@ def _verifications(experiment: Experiment, entry: Entry, scale: Scale, radius: s
 def _published(entry: Entry, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
     """Return the published figures: the entry's; or the config's, which are of it as it is, without overrides.
 
-    Those of a radius that the network was not trained for are in ``others``, by radius.
+    What the entry publishes beside them comes with either.
     """
     own = entry.published is not None or entry.set or entry.axes
-    figures = entry.published if own else paper.paper
+    figures = _at_radius(entry.published if own else paper.paper, paper, radius)
+    return {**(figures or {}), **entry.also_published} if entry.also_published else figures
+
+
+def _at_radius(figures: Mapping[str, Any] | None, paper: Config, radius: str | None) -> Mapping[str, Any] | None:
+    """Return the published figures at a radius; those that the network was not trained for are in ``others``."""
     if radius in (None, paper.eps.target.text) or figures is None:
         return figures
     about = {key: figures[key] for key in ("source", "verified_by", "note") if key in figures}

@@ -171,7 +171,8 @@ def _not_run(lines: Sequence[Line], only: Mapping[str, Sequence[str]]) -> list[s
     )
     if others:
         has = "; ".join(f"{key} {', '.join(values)}" for key, values in only.items())
-        said.append(f"Not part of this scale: {_count(others)} of the paper. The scale has only {has}.")
+        the_only = f" The scale has only {has}." if all(only.values()) else ""
+        said.append(f"Not part of this scale: {_count(others)} of the paper.{the_only}")
     return said
 
 

@@ -21,16 +21,16 @@ A file may ``extends:`` another, as configs do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from expressive_losses import config as configs
 from expressive_losses.config import Section
 from expressive_losses.errors import UserError
-from expressive_losses.registry import explain
+from expressive_losses.registry import explain, suggest
 
 Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
@@ -49,6 +49,18 @@ class Verification(Section):
     options: dict[str, Any] = {}
 
 
+def _of_a_verification(fields: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Verification.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(explain(error, Verification)) from None
+    return fields
+
+
+#: Fields of a verification, in place of those of another: only what is given counts.
+Change = Annotated[dict[str, Any], AfterValidator(_of_a_verification)]
+
+
 class Column(Section):
     """A figure of the table: where it is in a row, where its published value is, how seeds become one number."""
 
@@ -63,9 +75,19 @@ class Column(Section):
     )
 
     @property
+    def path(self) -> tuple[str, ...]:
+        """The keys that lead to the figure in a row."""
+        return tuple(self.figure.split(".")) if isinstance(self.figure, str) else self.figure
+
+    @property
+    def published_path(self) -> tuple[str, ...]:
+        """The keys that lead to the published figure; none where it has none."""
+        return tuple(self.published.split(".")) if isinstance(self.published, str) else self.published or ()
+
+    @property
     def verification(self) -> str | None:
         """The name of the verification that the figure is of; None for a figure of training."""
-        kind, *rest = self.figure.split(".") if isinstance(self.figure, str) else self.figure
+        kind, *rest = self.path
         return rest[0] if kind == "verify" else None
 
 
@@ -85,10 +107,24 @@ class Figure(Section):
     )
 
     @model_validator(mode="after")
+    def _of_its_kind(self):
+        if not self.x and self.kind in _WITH_X:
+            raise ValueError(f"x: {self.kind} need one")
+        expected = _COUNTS.get(self.kind, len(self.y))
+        if len(self.y) != expected:
+            raise ValueError(f"y: {self.kind} need {expected} of them, got {', '.join(self.y)}")
+        return self
+
+    @model_validator(mode="after")
     def _of_its_columns(self):
         if not isinstance(self.ylabel, str) and set(self.ylabel) != set(self.y):
             raise ValueError(f"ylabel: expected one for each of {', '.join(self.y)}, got {', '.join(self.ylabel)}")
         return self
+
+
+#: Kinds of figures with an x that is named, and the columns of those that take so many.
+_WITH_X = ("lines", "scatter", "ranges", "bars")
+_COUNTS = {"scatter": 1, "ranges": 3}
 
 
 class Entry(Section):
@@ -102,15 +138,24 @@ class Entry(Section):
         None,
         description="in place of the config's `paper`, `others` by radius; a figure: a number, or {mean, deviation}",
     )
+    also_published: dict[str, Any] = Field({}, description="figures beside those, of the radius of the test")
     tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
-    verify: dict[str, dict[str, Any] | None] = Field(
+    verify: dict[str, Change | None] = Field(
         {}, description="fields of verifications in place of the experiment's; null: not asked of these"
     )
     scales: tuple[Scale, ...] = Field(SCALES, description="where the entry is part of the grid")
     at: dict[Scale, dict[str, Any]] = Field({}, description="overrides at one scale, after the scale's own")
-    verify_at: dict[Scale, dict[str, Any]] = Field(
+    verify_at: dict[Scale, Change] = Field(
         {}, description="fields of every verification at one scale, after the scale's own"
     )
+
+    @field_validator("published")
+    @classmethod
+    def _others_by_radius(cls, figures: dict[str, Any] | None) -> dict[str, Any] | None:
+        others = (figures or {}).get("others", {})
+        if not isinstance(others, Mapping) or not all(isinstance(one, Mapping) for one in others.values()):
+            raise ValueError(f"others: expected figures by radius, got {others!r}")
+        return figures
 
 
 class ScaleSpec(Section):
@@ -119,8 +164,8 @@ class ScaleSpec(Section):
     set: dict[str, Any] = Field({}, description="overrides after those of the entries; null: leave as it is there")
     axes: dict[str, tuple[Any, ...]] = Field({}, description="values in place of those of an axis, or one more axis")
     seeds: tuple[int, ...] | None = None
-    verify: dict[str, Any] = Field({}, description="fields of every verification")
-    only: dict[str, tuple[str, ...]] = Field({}, description="run only the cells with these labels")
+    verify: Change = Field({}, description="fields of every verification")
+    only: dict[str, tuple[str, ...]] = Field({}, description="run only the cells with these labels; of none: nothing")
 
 
 class Experiment(Section):
@@ -148,6 +193,45 @@ class Experiment(Section):
     def _one_by_one(cls, entries: Any) -> Any:
         return list(_flat(entries, {}))
 
+    @model_validator(mode="after")
+    def _names_are_known(self):
+        for name, column in self.columns.items():
+            if column.verification is not None:
+                _expect(f"columns.{name}.figure", [column.verification], self.verify)
+        published = {column.published_path[0] for column in self.columns.values() if column.published}
+        for number, entry in enumerate(self.entries):
+            _expect(f"entries.{number}.verify", entry.verify, self.verify)
+            figures = entry.published or {}
+            for one in (figures, *figures.get("others", {}).values(), entry.also_published):
+                _expect(f"entries.{number}.published", one, [*published, *ABOUT])
+        if self.figure is not None:
+            _expect("figure.x", filter(None, [self.figure.x]), self._of_axis(self.figure))
+            _expect("figure.y", self.figure.y, self._drawn(self.figure))
+            _expect("figure.panels", self.figure.panels, self.lines)
+        return self
+
+    def _of_axis(self, figure: Figure) -> Iterable[str]:
+        return self.columns if figure.kind == "scatter" else self.lines
+
+    def _drawn(self, figure: Figure) -> Iterable[str]:
+        if figure.kind == "radii":
+            return dict.fromkeys(name.rpartition(" ")[0] for name in self.columns if " " in name)
+        return (*self.observe, *_HELD_OUT) if figure.kind == "epochs" else self.columns
+
+
+#: What an entry of published figures may say beside figures.
+ABOUT = ("source", "table", "verified_by", "note", "others")
+#: What training measures of the held-out images after an epoch, whatever else is observed.
+_HELD_OUT = ("natural", "ibp")
+
+
+def _expect(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError that names the key of the first name that is not known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{key}: unknown '{name}'{suggest(name, known)}")
+
 
 def _flat(entries: Any, shared: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the innermost entries, each merged over what the entries around it share."""
@@ -162,6 +246,16 @@ def _flat(entries: Any, shared: Mapping[str, Any]) -> Iterator[Any]:
             yield merged
         else:
             yield from _flat(inner, merged)
+
+
+def at(values: Mapping[str, Any], path: str | Iterable[str]) -> Any:
+    """Return what is at a path of keys, None where nothing is."""
+    here: Any = values
+    for key in path.split(".") if isinstance(path, str) else path:
+        if not isinstance(here, Mapping) or key not in here:
+            return None
+        here = here[key]
+    return here
 
 
 def load(path: Path) -> Experiment:

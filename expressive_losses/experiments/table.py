@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.grid import Cell, fraction, in_words
 from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.settings import named
-from expressive_losses.experiments.spec import Column, Experiment
+from expressive_losses.experiments.spec import Column, Experiment, at
 
 _STATISTICS = {
     "mean": statistics.fmean,
@@ -98,10 +98,11 @@ def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity,
 
 
 def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell], rows: Mapping[Identity, Row]) -> Line:
-    pairs = [(cell, row) for cell in group if (row := found(cell, rows)) is not None]
+    asked_for = [cell for cell in group if cell.runs]  # what is not run may have the command of another line
+    pairs = [(cell, row) for cell in asked_for if (row := found(cell, rows)) is not None]
     mine, run = [row for _, row in pairs], [cell for cell, _ in pairs]
     asked = {column.verification for column in experiment.columns.values()}
-    evaluated = any(column.figure == "adversarial" for column in experiment.columns.values())
+    evaluated = any(column.path == ("adversarial",) for column in experiment.columns.values())
     differs = _unique(
         text
         for cell in run
@@ -115,14 +116,14 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
         else Value(None, asked=False)
         for name, column in experiment.columns.items()
     }
-    shown = _shown(labels, run)
+    shown = _shown(labels, asked_for)
     said = {f"{name} {text.partition(' (for ')[0]}" for name, text in shown.items() if " (for " in text}
     return Line(
         labels=labels,
         shown=shown,
         values=values,
         runs=len(mine),
-        cells=sum(cell.runs for cell in group),
+        cells=len(asked_for),
         images=_unique(count for value in values.values() for count in value.images),
         differs=tuple(text for text in differs if text not in said) if first.in_paper else (),
         in_paper=first.in_paper,
@@ -133,19 +134,14 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
 
 
 def _shown(labels: Mapping[str, str], run: Sequence[Cell]) -> dict[str, str]:
-    """Return the labels, with what was run first where it is not what the paper has: "0.1 (for 2/255)"."""
-    shown = {name: _fraction(text) if name == "eps" else text for name, text in labels.items()}
+    """Return the labels, with what the scale runs first where it is not what the paper has: "0.1 (for 2/255)"."""
+    shown = in_words(labels)
     for name in labels:
         pairs = {(named(cell.resolved).get(name), named(cell.paper).get(name)) for cell in run if cell.in_paper}
         ours, papers = pairs.pop() if len(pairs) == 1 else (None, None)
         if ours != papers and labels[name] in (ours, papers):
-            shown[name] = f"{ours} (for {_fraction(papers)})"
+            shown[name] = f"{ours} (for {fraction(papers)})"
     return shown
-
-
-def _fraction(text: str) -> str:
-    """Return a radius as papers write it: their code has 2/255 as 0.00784."""
-    return next((f"{pixels}/255" for pixels in range(1, 17) if text == f"{pixels / 255:.5f}"), text)
 
 
 def _notes(experiment: Experiment, published: Mapping[str, Any], values: Mapping[str, Value]) -> tuple[str, ...]:
@@ -170,18 +166,18 @@ def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _value(column: Column, published: Mapping[str, Any], rows: Sequence[Row], comparable: bool) -> Value:
-    found = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
+    figures = [(row, number) for row in rows if (number := figure_of(row, column)) is not None]
     theirs = at(published, column.published) if column.published else None
-    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(found), percent=column.percent)
-    if not found or (len(found) == 1 and column.statistic not in ("mean", "median")):
+    value = Value(None, None, _number(theirs), _deviation(theirs), comparable, len(figures), percent=column.percent)
+    if not figures or (len(figures) == 1 and column.statistic not in ("mean", "median")):
         return value
-    numbers = [number for _, number in found]
+    numbers = [number for _, number in figures]
     several = len(numbers) > 1 and column.statistic == "mean"
     return replace(
         value,
         ours=_STATISTICS[column.statistic](numbers),
         deviation=statistics.stdev(numbers) if several else None,
-        images=_unique(count for row, _ in found for count in images_of(row, column)),
+        images=_unique(count for row, _ in figures for count in images_of(row, column)),
     )
 
 
@@ -202,22 +198,12 @@ def images_of(row: Row, column: Column) -> tuple[int, ...]:
     """Return of how many images a figure is: those of its verification, else all that training holds out."""
     if column.verification is not None:
         return (row["verify"][column.verification]["images"],)
-    return () if column.figure == "training_seconds" else (row["images"],)
+    return () if column.path == ("training_seconds",) else (row["images"],)
 
 
 def pick(values: Mapping[str, Any], path: str | Sequence[str]) -> float | None:
     """Return the number at a path (``verify.bab.verified`` or a list of keys), of an accuracy its percentage."""
     return _number(at(values, path))
-
-
-def at(values: Mapping[str, Any], path: str | Sequence[str]) -> Any:
-    """Return what is at a path of keys, None where nothing is."""
-    here: Any = values
-    for key in path.split(".") if isinstance(path, str) else path:
-        if not isinstance(here, Mapping) or key not in here:
-            return None
-        here = here[key]
-    return here
 
 
 def _number(value: Any) -> float | None:
