@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from expressive_losses.errors import UserError
@@ -111,9 +111,10 @@ def _cells(count: int) -> str:
 
 
 def _seconds(rows: Sequence[Row]) -> float:
-    """Return the seconds of training and verification, a network that several rows share counted once."""
-    training: Mapping[str, float] = {row["command"]: row["training_seconds"] for row in rows}
-    return sum(training.values()) + sum(one["seconds"] for row in rows for one in row["verify"].values())
+    """Return the seconds of training and verification: what several cells share (a row, a network) counted once."""
+    each = by_command(rows).values()
+    training = {row["command"]: row["training_seconds"] for row in each}
+    return sum(training.values()) + sum(one["seconds"] for row in each for one in row["verify"].values())
 
 
 def _duration(seconds: float) -> str:
