@@ -66,7 +66,7 @@ def _in_parentheses(value: Value) -> bool:
 
 def _where(page: Page) -> str:
     """Return where a page says what ours has in place of the paper's setting."""
-    if not any(map(page.differences, page.shown)):
+    if not any(page.differences(line) for line in page.shown if line.in_paper):
         return ": above the table stands what ours has in its place" if page.shared else ""
     rest = ", above the table stands what all lines have" if page.shared else ""
     return f": the last column says what ours has in its place{rest}"

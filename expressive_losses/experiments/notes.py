@@ -31,7 +31,7 @@ def below(experiment: Experiment, scale: Scale, page: Page) -> list[str]:
     everywhere = [f"Published figures: {'; '.join(page.common)}."] if page.common else []
     only = experiment.scales.get(scale, ScaleSpec()).only
     run = " ".join([_run(page.lines), *_origin(page.lines)])
-    return [*numbered, *everywhere, legend(experiment, page), run, *_not_run(page, only)]
+    return [text for text in (*numbered, *everywhere, legend(experiment, page), run, *_not_run(page, only)) if text]
 
 
 def _run(lines: Sequence[Line]) -> str:
