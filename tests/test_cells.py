@@ -35,7 +35,7 @@ def test_a_network_trained_again_is_verified_and_measured_again(tmp_path, monkey
     monkeypatch.setattr(torch, "manual_seed", lambda number: seed(number + 1))
     for path in folder.iterdir():  # killed after training
         path.rename(tmp_path / path.name)
-    do(one_cell(tmp_path, verify={}), tmp_path)
+    do(one_cell(tmp_path, verify={}, columns={}), tmp_path)
     for name in (cell.verify_folder("ibp"), "losses.json"):
         (tmp_path / name).rename(folder / name)
     assert row_of_cell(cell, tmp_path) is None
@@ -68,7 +68,7 @@ def test_a_verification_of_another_question_is_made_again(tmp_path):
 @pytest.mark.parametrize("damage", ["", '{"weights_sha256": "0', "[1, 2]", "{}"])
 def test_figures_that_cannot_be_read_are_measured_again(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(measures, "measure", lambda *given: {"own": 1.5})
-    cell = one_cell(tmp_path, measures=["losses"], verify={})
+    cell = one_cell(tmp_path, measures=["losses"], verify={}, columns={})
     assert do(cell, tmp_path)
     (tmp_path / cell.key / "losses.json").write_text(damage)
     assert row_of_cell(cell, tmp_path) is None
@@ -157,5 +157,5 @@ def test_a_folder_that_others_hold_is_waited_for(tmp_path):
 def test_a_network_of_which_nothing_is_asked_is_not_loaded(tmp_path, monkeypatch):
     """It may name code of the user's, which only training may import without --trust."""
     monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("loaded"))
-    cell = one_cell(tmp_path, verify={})
+    cell = one_cell(tmp_path, verify={}, columns={})
     assert do(cell, tmp_path) and row_of_cell(cell, tmp_path)["verify"] == {}

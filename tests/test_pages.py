@@ -6,9 +6,10 @@ import pytest
 from experimenting import CONFIG, EXPERIMENT, PAPERS, SMALL, cells_of, experiment_of, made_up, write
 
 from expressive_losses.experiments import grid, render
+from expressive_losses.experiments.groups import in_short
 from expressive_losses.experiments.rows import by_command
 from expressive_losses.experiments.spec import load
-from expressive_losses.experiments.table import lines
+from expressive_losses.experiments.table import Line, lines
 
 ENTRY = EXPERIMENT["entries"][0]
 
@@ -157,9 +158,59 @@ def test_many_lines_that_were_not_run_are_named_below(tmp_path):
     path = write(tmp_path, entries=entries, scales=scales)
     text = page(path, "cpu", (50.0,))
     assert len(rows_of(text)) == 2
-    assert "Not run (2 lines): MTL: 0.2, 0.3." in text
+    assert "Not run (2 lines): alpha 0.2, 0.3." in text
     assert "Not part of this scale: 4 lines of the paper. The scale has only alpha 0.1, 0.2, 0.3." in text
-    assert len(rows_of(page(path, "cpu"))) == 8, "of nothing the whole table is shown"
+    nothing = page(path, "cpu")
+    assert len(rows_of(nothing)) == 8, "of nothing the whole table is shown"
+    assert "Not part of this scale: 4 lines of the paper." in nothing and "Not run" not in nothing
+
+
+def test_lines_are_named_by_what_tells_them_from_the_others(tmp_path):
+    """A label that another one implies, or that has all its values, is left out; equal parts are said once."""
+    entries = [
+        {
+            "config": "small.yaml",
+            "labels": {"recipe": recipe, "width": width},
+            "axes": {"method.alpha": [0.1, 0.2, 0.3]},
+        }
+        for recipe in ("A", "B", "C", "D")
+        for width in ("2", "4")
+    ]
+    _, its = found(write(tmp_path, entries=entries, lines=["recipe", "width", "alpha"]))
+    chosen = {
+        "A, B": [line for line in its if line.labels["recipe"] in "AB"],
+        "A: alpha 0.2, 0.3": [line for line in its if line.labels["recipe"] == "A" and line.labels["alpha"] != "0.1"],
+        "A: width 2: alpha 0.1; D: width 4: alpha 0.3": [its[0], its[-1]],
+        "A; B: alpha 0.1": [line for line in its if line.labels["recipe"] == "A"]
+        + [line for line in its if line.labels["recipe"] == "B" and line.labels["alpha"] == "0.1"],
+    }
+    for said, some in chosen.items():
+        assert in_short(some, its) == said
+
+
+def test_lines_in_too_many_parts_are_counted():
+    """Those where two labels have the same number have no more than that in common."""
+    its = {
+        (data, eps, width): Line(
+            dict(data=data, eps=eps, width=width), dict(data=data, eps=eps, width=width), {}, 1, 1, (), ()
+        )
+        for data in ("mnist", "svhn")
+        for eps in map(str, range(13))
+        for width in map(str, range(13))
+    }
+    some = [its["mnist", number, number] for number in map(str, range(13))]
+    assert in_short(some[:2], its.values()) == "mnist: eps 0: width 0; mnist: eps 1: width 1"
+    assert in_short([*some, its["svhn", "0", "1"]], its.values()) == "of data mnist 13, svhn 1"
+
+
+@pytest.mark.parametrize("paper, name", [("adv_ibp", "table4"), ("crown_ibp", "table2"), ("crown_ibp", "tableC")])
+def test_what_a_page_lacks_is_said_in_a_line(paper, name):
+    """Of a page of the first cell alone, whose other lines are many."""
+    (path,) = [path for path in PAPERS if (path.parent.name, path.stem) == (paper, name)]
+    experiment, cells = experiment_of(path), cells_of(path, "full")
+    its = lines(experiment, cells, by_command([made_up(cells[0], 50.0)]))
+    (said,) = re.findall("^Not run .*", render.markdown(experiment, "full", its), re.MULTILINE)
+    assert len(said) < 250, said
 
 
 def test_columns_that_are_not_clear_from_their_names_are_explained(tmp_path):
@@ -171,6 +222,56 @@ def test_columns_that_are_not_clear_from_their_names_are_explained(tmp_path):
     text = page(write(tmp_path, columns=columns, verify={"bab": {"bound": "cascade"}}))
     assert "IBP: verified by IBP alone; attacked: still right under PGD; " in text
     assert "verified: proven by the cascade, which ends in branch-and-bound." in text
+
+
+def test_where_lines_differ_in_what_proves_a_legend_says_which(tmp_path):
+    """What runs counts: the scale may replace it, and an entry may have its own."""
+    entries = [{"config": "small.yaml", "labels": {"method": label}} for label in ("A", "B", "C")]
+    entries[1]["verify"] = {"ibp": {"bound": "crown-ibp"}}
+    columns = {
+        name: {"figure": "verify.ibp.verified", "statistic": kind}
+        for name, kind in (("best", "max"), ("middle", "median"))
+    }
+    scales = {"cpu": {"verify": {"bound": "clean,ibp,crown"}}}
+    path = write(tmp_path, entries=entries, lines=["method"], columns=columns, scales=scales)
+    text = page(path, naturals=(50.0, 51.0, 52.0))
+    assert "Accuracies are percent of the images. " in text, "no column is a mean"
+    assert "best: the highest of the runs; best, middle: proven by IBP (by CROWN-IBP in the lines of B);" in text
+    assert "middle: the median of the runs" in text
+    assert "CROWN-IBP" not in page(path, naturals=(50.0,)), "B was not run"
+    assert "best, middle: proven by IBP, then CROWN;" in page(path, "cpu", (50.0, 51.0))
+
+
+@pytest.mark.parametrize("paper, name", [("adv_ibp", "table2"), ("crown_ibp", "table2"), ("crown_ibp", "tableC")])
+def test_pages_with_a_bound_of_some_entries_say_what_verified_ours(paper, name):
+    (path,) = [path for path in PAPERS if (path.parent.name, path.stem) == (paper, name)]
+    text = render.markdown(experiment_of(path), "full", lines(experiment_of(path), cells_of(path, "full"), {}))
+    assert "verified: proven by IBP (by CROWN-IBP in the lines of eps 2/255: crown_ibp" in text
+
+
+def test_a_page_of_seconds_says_nothing_of_accuracies_and_images(tmp_path):
+    columns = {"seconds": {"figure": "training_seconds", "percent": False}}
+    text = page(write(tmp_path, columns=columns), naturals=(50.0, 51.0), training_seconds=7.0)
+    loss = {"adversarial": {"figure": "measures.losses.adversarial", "percent": False}}
+    assert "PGD" not in page(write(tmp_path, columns=loss)), "a loss, no accuracy"
+    assert "images" not in text and "Mean and sample standard deviation (n - 1) over the runs." in text
+
+
+def test_the_legend_names_the_places_that_the_page_has(tmp_path):
+    """What differs in all lines stands above the table; in some, in its last column."""
+    both = [{"config": "small.yaml", "labels": {"method": label}, "published": {"natural": 90.0}} for label in "AB"]
+    own = [both[0], {**both[1], "at": {"cpu": {"training.epochs": 3}}}]
+    for entries, change, where in (
+        (both, SMALL, ": above the table stands what ours has in its place."),
+        (own, {}, ": the last column says what ours has in its place."),
+        (own, {"training.batch_size": 7}, "in its place, above the table stands what all lines have."),
+    ):
+        text = page(
+            write(tmp_path, entries=entries, lines=["method"], scales={"cpu": {"set": change}}), "cpu", (1.0, 2.0)
+        )
+        assert where in text
+        assert ("last column" in text) == (rows_of(text)[0][-1] == "in place of the paper's")
+        assert ("above the table" in text) == ("In place of the paper's, in every line" in text)
 
 
 def test_seconds_of_the_papers_setting_have_no_parentheses_and_no_difference(tmp_path):

@@ -1,5 +1,6 @@
 """What a reader sees of a picture: whole titles, named values, one look for a series, one quantity on an axis."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ from experimenting import CONFIG, PAPERS, cells_of, experiment_of, full_row, wri
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
-from expressive_losses.experiments.figures import drawn
+from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.rows import by_command
-from expressive_losses.experiments.spec import load
+from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import lines
 
 FIGURES = [path for path in PAPERS if experiment_of(path).figure]
@@ -59,14 +60,57 @@ def test_panels_of_one_quantity_have_the_same_axes(tmp_path):
     assert first.get_xlim() == second.get_xlim() and first.get_ylim() == second.get_ylim()
 
 
-@pytest.mark.parametrize("path", FIGURES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_titles_lie_within_the_picture(path):
-    axes = axes_of(experiment_of(path), cells_of(path, "smoke"))
+@pytest.mark.parametrize("kind", ["ranges", "bars"])
+def test_a_series_has_the_same_place_in_all_panels(tmp_path, kind):
+    """In the second panel B comes first in the table: it stays on the right of its value, and last in the legend."""
+    y = ["natural"] * 3 if kind == "ranges" else ["natural"]
+    first, second = made(tmp_path, kind=kind, y=y)
+    places = [
+        {label: _x(handle) for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        for axis in (first, second)
+    ]
+    of_a, of_b = (places[0]["A"][0], places[1]["A"][0]), places[1]["B"][0]
+    assert of_a[0] % 1 == pytest.approx(of_a[1] % 1), "A is left of its value in both"
+    assert of_b % 1 != pytest.approx(of_a[1] % 1)
+    assert list(places[1]) == ["A", "B"]
+
+
+def _x(handle) -> list[float]:
+    """The middle of each bar, or the place of each point."""
+    if hasattr(handle, "patches"):
+        return [bar.get_x() + bar.get_width() / 2 for bar in handle.patches]
+    return list(handle.lines[0].get_xdata())
+
+
+def test_losses_have_a_logarithmic_axis_where_they_are_of_many_magnitudes(tmp_path):
+    assert {axis.get_yscale() for axis in made(tmp_path)} == {"linear"}
+    (path,) = [path for path in FIGURES if (path.parent.name, path.stem) == ("expressive_losses", "figure3")]
+    assert {axis.get_yscale() for axis in axes_of(experiment_of(path), cells_of(path, "smoke"))} == {"log"}
+
+
+def test_a_picture_of_rows_that_are_gone_is_removed(tmp_path):
+    old = tmp_path / "figure.png"
+    old.write_bytes(b"of former rows")
+    experiment, cells = experiment_of(FIGURES[0]), cells_of(FIGURES[0], "smoke")
+    assert not draw(experiment, "smoke", lines(experiment, cells, {}), cells, {}, old)
+    assert not old.exists()
+
+
+DRAWN = [(path, scale) for path in FIGURES for scale in SCALES if any(cell.runs for cell in cells_of(path, scale))]
+
+
+@pytest.mark.parametrize(
+    "path, scale", DRAWN, ids=[f"{path.parent.name}/{path.stem}, {scale}" for path, scale in DRAWN]
+)
+def test_titles_lie_within_the_picture_and_apart(path, scale):
+    axes = axes_of(experiment_of(path), cells_of(path, scale), scale)
     picture = axes[0].figure
     picture.draw_without_rendering()
-    for text in [picture._suptitle, *(axis.title for axis in axes)]:
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= picture.bbox.width, text.get_text()
+    boxes = [text.get_window_extent() for text in (picture._suptitle, *(axis.title for axis in axes))]
+    for box in boxes:
+        assert box.x0 >= 0 and box.x1 <= picture.bbox.width
+        assert box.y0 >= 0 and box.y1 <= picture.bbox.height
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2) if box.width and other.width)
 
 
 def test_two_quantities_have_two_axes():
@@ -74,6 +118,8 @@ def test_two_quantities_have_two_axes():
     norm, verified = axes_of(experiment_of(path), cells_of(path, "smoke"))
     assert (norm.get_ylabel(), verified.get_ylabel()) == ("norm of the second convolution", "% verified by IBP")
     assert set(looks([norm, verified])) == {"crown_ibp", "ibp"}
+    assert norm.get_title() == "norm of the second convolution (here: data digits)"
+    assert verified.get_title() == "% verified by IBP (here: data digits)"
 
 
 def test_one_run_has_a_point_without_a_bar(tmp_path):

@@ -10,14 +10,13 @@ from typing import Any
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.groups import said
 from expressive_losses.experiments.rows import Identity, Row, found
 from expressive_losses.experiments.spec import Experiment, Figure, Scale
 from expressive_losses.experiments.table import Line
 
 _MARKERS = "os^vDPX*"
 _STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 3)))
-#: Labels whose values say by themselves what they are.
-_BARE = ("data", "method", "network", "recipe")
 #: Kinds whose panels have equal axes. Ranges are of a few percent, which differ between data sets.
 _EQUAL = ("lines", "radii", "bars")
 
@@ -32,17 +31,20 @@ def draw(
 ) -> bool:
     """Draw the figure of an experiment into ``path``; return whether there was anything to draw.
 
+    Where there was nothing, a picture that was there before is removed: it would be of other rows.
+
     Raises:
-        UserError: when the picture cannot be written.
+        UserError: when the picture cannot be written, or removed.
     """
     axes = drawn(experiment, scale, lines, cells, rows)
-    if not axes:
-        return False
     try:
-        axes[0].figure.savefig(path, dpi=110)
+        if axes:
+            axes[0].figure.savefig(path, dpi=110)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot write the picture: {error.strerror}") from None
-    return True
+    return bool(axes)
 
 
 @dataclass
@@ -52,7 +54,8 @@ class _Panel:
     Attributes:
         axis: matplotlib's.
         names: the labels that tell series apart, in all panels.
-        known: the series so far: each has one colour and one marker in all panels.
+        keys: the series of all panels, by the labels that tell them apart.
+        known: the curves so far: each has one colour and one marker in all panels.
     """
 
     axis: Any
@@ -60,16 +63,18 @@ class _Panel:
     experiment: Experiment
     group: Sequence[Line]
     names: Sequence[str]
+    keys: Sequence[tuple]
     known: dict[str, int]
 
     def series(self) -> dict[tuple, list[Line]]:
-        """Return the lines by the labels that tell them apart."""
-        return _by(self.group, self.names)
+        """Return the lines by the labels that tell them apart, in the order of the whole picture."""
+        mine = _by(self.group, self.names)
+        return {key: mine[key] for key in self.keys if key in mine}
 
-    def said(self, key: Sequence[str], column: str = "") -> str:
+    def called(self, key: Sequence[str], column: str = "") -> str:
         """Return what a series is called, "crown_ibp, kappa_end 0.5"; a column's name where there are several."""
         column = column if len(self.spec.y) > 1 or not key else ""
-        return ", ".join([*map(_said, self.names, key), *filter(None, [column])])
+        return ", ".join([*map(said, self.names, key), *filter(None, [column])])
 
     def number(self, label: str) -> int:
         """Return the number of a series in the whole picture."""
@@ -79,6 +84,10 @@ class _Panel:
         """Return colour and marker of a series."""
         number = self.number(label)
         return {"color": f"C{number % 10}", "marker": _MARKERS[number % len(_MARKERS)]}
+
+    def shift(self, key: tuple, part: int = 0, parts: int = 1) -> float:
+        """Return the place of a part of a series about a value of the x label, the same in all panels, within +-0.4."""
+        return 0.8 * ((self.keys.index(key) * parts + part + 0.5) / (len(self.keys) * parts) - 0.5)
 
     def categories(self) -> dict[str, int]:
         """Mark the values of the x label on the axis; return their places."""
@@ -104,10 +113,10 @@ def drawn(
     panels = [(key, group, one) for key, group in _by(run, spec.panels).items() for one in _quantities(spec)]
     axes = _axes(len(panels), experiment.title + _WARNINGS[scale], spec.kind)
     names, known = _telling(experiment, spec, [line for line in lines if line.cells]), {}
+    keys = list(_by(run, names))
     for axis, (_, group, one) in zip(axes, panels, strict=True):
-        shown = [_said(name, group[0].shown[name]) for name in spec.panels]
-        axis.set_title(", ".join(shown) + _replaced(spec, group), fontsize=9)
-        panel = _Panel(axis, one, experiment, group, names, known)
+        axis.set_title(_title(spec, one, group), fontsize=9)
+        panel = _Panel(axis, one, experiment, group, names, keys, known)
         if spec.kind == "epochs":
             _epochs(panel, _cells_of(experiment, group, cells), rows)
         else:
@@ -132,15 +141,18 @@ def _quantities(spec: Figure) -> list[Figure]:
     return [spec.model_copy(update={"y": (name,), "ylabel": label}) for name, label in spec.ylabel.items()]
 
 
-def _said(name: str, value: str) -> str:
-    return value if name in _BARE else f"{name} {value}"
+def _title(spec: Figure, one: Figure, group: Sequence[Line]) -> str:
+    """Return the labels of a panel; its quantity, where there are several; and on what its lines were really run."""
+    labels = [said(name, group[0].shown[name]) for name in spec.panels]
+    quantity = [] if one is spec else [one.ylabel]
+    return ", ".join([*labels, *quantity]) + _replaced(spec, group)
 
 
 def _replaced(spec: Figure, group: Sequence[Line]) -> str:
     """Return on what the lines of a panel were really run, where that is not what they are named after."""
     named = dict.fromkeys(text for line in group for text in line.differs if text.startswith(("data ", "eps ")))
     named |= dict.fromkeys(
-        _said(name, line.shown[name])
+        said(name, line.shown[name])
         for line in group
         for name in ("data", "eps")
         if name not in (*spec.panels, spec.x) and " (for " in line.shown.get(name, "")
@@ -195,16 +207,20 @@ def _lines(panel: _Panel) -> None:
             )
             if points:
                 x, y, error = zip(*points, strict=True)
-                label = panel.said(key, name)
+                label = panel.called(key, name)
                 axis.errorbar(x, y, error, linestyle=style, ms=3, lw=1, label=label, **panel.look(label))
-    axis.set(xlabel=spec.x, ylabel=spec.ylabel, xscale="log" if spec.log else "linear")
+    axis.set(xlabel=spec.x, ylabel=spec.ylabel, xscale=_scale(spec.log), yscale=_scale(spec.log_y))
+
+
+def _scale(logarithmic: bool) -> str:
+    return "log" if logarithmic else "linear"
 
 
 def _radii(panel: _Panel) -> None:
     """Columns over the radius that their names end in ("verified 0.1"), one curve for each line of the table."""
     axis, spec = panel.axis, panel.spec
     for key, (line, *_) in panel.series().items():
-        trained = f"trained at {panel.said(key)}"
+        trained = f"trained at {panel.called(key)}"
         for kind, style in zip(spec.y, _STYLES, strict=False):
             named = {name: value.ours for name, value in line.values.items() if name.rpartition(" ")[0] == kind}
             points = [(float(name.rpartition(" ")[2]), ours) for name, ours in named.items() if ours is not None]
@@ -221,22 +237,21 @@ def _scatter(panel: _Panel) -> None:
         points = [(line.values[spec.x].ours, line.values[spec.y[0]].ours) for line in series]
         points = [point for point in points if None not in point]
         if points:
-            label = panel.said(key)
+            label = panel.called(key)
             axis.plot(*zip(*points, strict=True), linestyle="none", ms=4, label=label, **panel.look(label))
     axis.set(xlabel=f"{spec.x} (%)", ylabel=f"{spec.y[0]} (%)")
 
 
 def _ranges(panel: _Panel) -> None:
     """For each value of a label and each series: the last column as a point, the first two as the ends of a bar."""
-    axis, spec, places, series = panel.axis, panel.spec, panel.categories(), panel.series()
+    axis, spec, places = panel.axis, panel.spec, panel.categories()
     low, high, middle = spec.y
-    for number, (key, mine) in enumerate(series.items()):
-        shift = (number + 1) / (len(series) + 1) - 0.5
+    for key, mine in panel.series().items():
         shown = [line for line in mine if line.values[middle].ours is not None]
-        x = [places[line.labels[spec.x]] + shift for line in shown]
+        x = [places[line.labels[spec.x]] + panel.shift(key) for line in shown]
         y = [line.values[middle].ours for line in shown]
         ends = [[_distance(line, middle, end) for line in shown] for end in (low, high)]
-        label = ", ".join(map(_said, panel.names, key))
+        label = panel.called(key)
         axis.errorbar(x, y, ends, linestyle="none", elinewidth=1, ms=4, label=label, **panel.look(label))
     axis.set(xlabel=spec.x, ylabel=f"{low}, {middle}, {high} ({spec.ylabel})")
 
@@ -250,15 +265,15 @@ def _distance(line: Line, middle: str, end: str) -> float:
 def _bars(panel: _Panel) -> None:
     """For each value of a label one bar for each series and column."""
     axis, spec, places = panel.axis, panel.spec, panel.categories()
-    bars = [(key, mine, name) for key, mine in panel.series().items() for name in spec.y]
-    width = min(0.4, 0.8 / len(bars))
-    for number, (key, mine, name) in enumerate(bars):
-        shown = [line for line in mine if line.values[name].ours is not None]
-        x = [places[line.labels[spec.x]] + (number + 0.5 - len(bars) / 2) * width for line in shown]
-        error = [line.values[name].deviation or 0.0 for line in shown]
-        label = panel.said(key, name)
-        heights = [line.values[name].ours for line in shown]
-        axis.bar(x, heights, width, yerr=error, color=panel.look(label)["color"], label=label)
+    width = min(0.4, 0.8 / (len(panel.keys) * len(spec.y)))
+    for key, mine in panel.series().items():
+        for part, name in enumerate(spec.y):
+            shown = [line for line in mine if line.values[name].ours is not None]
+            x = [places[line.labels[spec.x]] + panel.shift(key, part, len(spec.y)) for line in shown]
+            heights = [line.values[name].ours for line in shown]
+            error = [line.values[name].deviation or 0.0 for line in shown]
+            label = panel.called(key, name)
+            axis.bar(x, heights, width, yerr=error, color=panel.look(label)["color"], label=label)
     axis.set(xlabel=spec.x, ylabel=spec.ylabel)
 
 
@@ -271,8 +286,8 @@ def _epochs(panel: _Panel, cells: Sequence[Cell], rows: Mapping[Identity, Row]) 
         for name in spec.y if row is not None else ():
             points = [(one["epoch"], one[name]) for one in row["epochs_observed"] if one.get(name) is not None]
             if points:
-                said = [name] * (len(spec.y) > 1) + [cell.labels["method"]] + [f"seed {cell.seed}"] * (len(seeds) > 1)
-                label = ", ".join(said)
+                parts = [name] * (len(spec.y) > 1) + [cell.labels["method"]] + [f"seed {cell.seed}"] * (len(seeds) > 1)
+                label = ", ".join(parts)
                 axis.plot(*zip(*points, strict=True), ms=3, lw=1, label=label, **panel.look(label))
     axis.set(xlabel="epoch", ylabel=spec.ylabel)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import notes, render
+from expressive_losses.experiments.page import Page
 from expressive_losses.experiments.report import rows_file
 from expressive_losses.experiments.rows import Row, by_command, cells_of_page, found, read
 from expressive_losses.experiments.spec import SCALES, Experiment, Scale, load
@@ -77,19 +78,18 @@ class _Rows:
     def beside_published(self) -> list[str]:
         """Return what all lines have in place of the paper's setting, and a table of those with published figures."""
         every = lines(self._experiment, self._cells, self._rows) if self._mine else []
-        shared = notes.shared_differences(every)
+        its = Page(every)
         compared = [(line, pairs) for line in every if (pairs := _pairs(line))]
         if not compared:
             return []
-        own = [notes.differences(line, shared) for line, _ in compared]
+        own = [its.differences(line) for line, _ in compared]
         table = [["line", "ours (published)", "runs"] + ["in place of the paper's"] * any(own)]
         table.append(["---"] * len(table[0]))
         for (line, pairs), differences in zip(compared, own, strict=True):
             table.append([", ".join(line.shown.values()), ", ".join(pairs), notes.runs_of(line), differences])
         title, _, _ = self._experiment.title.partition(":")
-        said = f". In place of the paper's, in every line: {', '.join(shared)}." if shared else "."
         text = ["| " + " | ".join(cells[: len(table[0])]) + " |" for cells in table]
-        return [f"[{title}]({self._link}), {self._scale} scale{said}", "\n".join(text)]
+        return [f"[{title}]({self._link}), {self._scale} scale. {its.everywhere()}".rstrip(), "\n".join(text)]
 
 
 def _pairs(line: Line) -> list[str]:
@@ -110,9 +110,10 @@ def _cells(count: int) -> str:
 
 
 def _seconds(rows: Sequence[Row]) -> float:
-    """Return the seconds of training and verification, a network that several rows share counted once."""
-    training: Mapping[str, float] = {row["command"]: row["training_seconds"] for row in rows}
-    return sum(training.values()) + sum(one["seconds"] for row in rows for one in row["verify"].values())
+    """Return the seconds of training and verification: what several cells share (a row, a network) counted once."""
+    each = by_command(rows).values()
+    training = {row["command"]: row["training_seconds"] for row in each}
+    return sum(training.values()) + sum(one["seconds"] for row in each for one in row["verify"].values())
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,8 @@ import io
 from collections.abc import Sequence
 
 from expressive_losses.experiments import notes
-from expressive_losses.experiments.notes import MARKED, in_table, with_published
+from expressive_losses.experiments.legend import MARKED
+from expressive_losses.experiments.page import Page
 from expressive_losses.experiments.spec import Experiment, Scale
 from expressive_losses.experiments.table import Line, Value
 
@@ -19,39 +20,46 @@ _ONE_RUN = "–"
 def markdown(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
     """Return the page of a table: title, warning of the scale, table, notes."""
     warning = [f"**{notes.WARNINGS[scale]}**"] if notes.WARNINGS[scale] else []
-    header, body = _table(experiment, lines)
+    page = Page(lines)
+    header, body = _table(experiment, page)
     table = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     table += ["| " + " | ".join(cells) + " |" for cells in body]
-    head = [f"# {experiment.title}", f"Scale: {scale}.", *warning, *notes.above(experiment, lines)]
-    return "\n\n".join([*head, "\n".join(table), *notes.below(experiment, scale, lines)]) + "\n"
+    head = [f"# {experiment.title}", f"Scale: {scale}.", *warning, *notes.above(experiment, page)]
+    return "\n\n".join([*head, "\n".join(table), *notes.below(experiment, scale, page)]) + "\n"
 
 
-def _table(experiment: Experiment, lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+def _table(experiment: Experiment, page: Page) -> tuple[list[str], list[list[str]]]:
     """Return header and body, without columns that would be empty in every line."""
-    shown, shared = in_table(lines), notes.shared_differences(lines)
-    published, numbers = with_published(experiment, shown), notes.footnotes(lines)
-    compared = [name for name in published if any(line.values[name].difference is not None for line in shown)]
+    values = {name: [line.values[name] for line in page.shown] for name in experiment.columns}
+    published = [name for name, some in values.items() if any(value.published is not None for value in some)]
+    compared = [name for name, some in values.items() if any(value.difference is not None for value in some)]
     header = list(experiment.lines)
     for name in experiment.columns:
         header += [name, *([f"{name} published"] * (name in published)), *([f"{name} difference"] * (name in compared))]
-    header += ["runs", "images"]
-    body = [_cells(experiment, line, published, compared, notes.mark(line, lines, numbers)) for line in shown]
-    differences = [notes.differences(line, shared) if line.runs else "" for line in shown]
-    if not any(differences):
-        return header, body
-    return [*header, "in place of the paper's"], [[*cells, own] for cells, own in zip(body, differences, strict=True)]
+    body = [_cells(experiment, line, published, compared, page.mark(line)) for line in page.shown]
+    last = {
+        "runs": [notes.runs_of(line) for line in page.shown],
+        "images": [str(*line.images) if len(line.images) == 1 else "" for line in page.shown],
+        "in place of the paper's": [page.differences(line) for line in page.shown],
+    }
+    for name, cells in last.items():
+        if any(cells):
+            header.append(name)
+            body = [[*line, cell] for line, cell in zip(body, cells, strict=True)]
+    return header, body
 
 
 def _cells(
     experiment: Experiment, line: Line, published: Sequence[str], compared: Sequence[str], mark: str
 ) -> list[str]:
+    """Return the labels of a line and the figures of its columns."""
     *first, last = (line.shown[name] for name in experiment.lines)
     cells = [*first, last + mark]
     for name in experiment.columns:
         value = line.values[name]
         cells.append(our_figure(value) + (_of_images(value) if len(line.images) > 1 else ""))
         cells += [published_figure(value)] * (name in published) + [difference_of(value)] * (name in compared)
-    return [*cells, notes.runs_of(line), str(*line.images) if len(line.images) == 1 else ""]
+    return cells
 
 
 def our_figure(value: Value) -> str:
@@ -110,10 +118,11 @@ _LATEX = str.maketrans(
 
 def latex(experiment: Experiment, scale: Scale, lines: Sequence[Line]) -> str:
     """Return the table as LaTeX (booktabs): scale and warning in the caption, what a page says around it below."""
-    header, table = _table(experiment, lines)
+    page = Page(lines)
+    header, table = _table(experiment, page)
     body = [" & ".join(map(_latex, cells)) + r" \\" for cells in table]
     caption = f"{experiment.title} ({scale} scale). {notes.WARNINGS[scale]}".strip()
-    said = [*notes.above(experiment, lines), *notes.below(experiment, scale, lines)]
+    said = [*notes.above(experiment, page), *notes.below(experiment, scale, page)]
     return "\n".join(
         [
             r"\begin{table}",

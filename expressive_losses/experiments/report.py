@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from expressive_losses.experiments import render
 from expressive_losses.experiments.figures import draw
-from expressive_losses.experiments.rows import by_command, cells_of_page, read
+from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.rows import Identity, Row, by_command, cells_of_page, read
 from expressive_losses.experiments.spec import Experiment, Scale
-from expressive_losses.experiments.table import lines
+from expressive_losses.experiments.table import Line, lines
 from expressive_losses.run import write_text
 
 
@@ -19,8 +21,8 @@ def rows_file(experiment: Experiment, scale: Scale, results: Path) -> Path:
 
 def page(experiment: Experiment, scale: Scale, results: Path) -> str:
     """Return the table of the rows that are there, of whatever seeds, as Markdown."""
-    rows = by_command(read(rows_file(experiment, scale, results)))
-    return render.markdown(experiment, scale, lines(experiment, cells_of_page(experiment, scale, rows), rows))
+    _, _, found = _read(experiment, scale, results)
+    return render.markdown(experiment, scale, found)
 
 
 def report(experiment: Experiment, scale: Scale, results: Path) -> Path:
@@ -30,12 +32,17 @@ def report(experiment: Experiment, scale: Scale, results: Path) -> Path:
         UserError: when a file cannot be written.
     """
     path = rows_file(experiment, scale, results)
-    rows = by_command(read(path))
-    grid = cells_of_page(experiment, scale, rows)
-    found = lines(experiment, grid, rows)
+    cells, rows, found = _read(experiment, scale, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path.with_suffix(".md"), render.markdown(experiment, scale, found))
     write_text(path.with_suffix(".csv"), render.comma_separated(experiment, scale, found))
     write_text(path.with_suffix(".tex"), render.latex(experiment, scale, found))
-    draw(experiment, scale, found, grid, rows, path.with_suffix(".png"))
+    draw(experiment, scale, found, cells, rows, path.with_suffix(".png"))
     return path.with_suffix(".md")
+
+
+def _read(experiment: Experiment, scale: Scale, results: Path) -> tuple[list[Cell], Mapping[Identity, Row], list[Line]]:
+    """Return the cells of a page, the rows that are there, and the lines that they make."""
+    rows = by_command(read(rows_file(experiment, scale, results)))
+    cells = cells_of_page(experiment, scale, rows)
+    return cells, rows, lines(experiment, cells, rows)

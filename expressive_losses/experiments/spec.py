@@ -101,7 +101,8 @@ class Figure(Section):
         "of epochs: what was observed"
     )
     panels: tuple[str, ...] = Field((), description="labels: one picture for each of their values")
-    log: bool = Field(False, description="logarithmic x axis")
+    log: bool = Field(False, description="logarithmic x axis (lines)")
+    log_y: bool = Field(False, description="logarithmic y axis (lines)")
     ylabel: str | dict[str, str] = Field(
         "%", description="by column: each of them has a picture of its own, as quantities do that are not the same"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from expressive_losses.experiments.grid import Cell, fraction, in_words
@@ -72,6 +72,7 @@ class Line:
         notes: what there is to know of the published figures.
         seeds: of the rows.
         commits: of the rows' training.
+        bounds: by verification: what proves, of the cells that were run, or else of all.
     """
 
     labels: dict[str, str]
@@ -85,6 +86,7 @@ class Line:
     notes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     commits: tuple[str, ...] = ()
+    bounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def lines(experiment: Experiment, cells: Sequence[Cell], rows: Mapping[Identity, Row]) -> list[Line]:
@@ -130,6 +132,7 @@ def _line(experiment: Experiment, labels: dict[str, str], group: Sequence[Cell],
         notes=_notes(experiment, published, values),
         seeds=_unique(row["seed"] for row in mine),
         commits=_unique(row["git"] for row in mine if "git" in row),
+        bounds={name: _unique(cell.verifications[name].bound for cell in run or group) for name in first.verifications},
     )
 
 
