@@ -1,0 +1,128 @@
+"""Tuning by several processes and machines: a trial is neither lost nor done twice, whenever a process is killed."""
+
+import collections
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tuning import ALPHAS, replace_training, searched, states, sweep, tuner_of, write
+
+from expressive_losses.locking import FolderLock
+
+
+@pytest.fixture
+def work(monkeypatch):
+    return replace_training(monkeypatch)
+
+
+def in_processes(*targets) -> list[int]:
+    """Run functions at once, each in a process of its own; return the exit codes."""
+    processes = [multiprocessing.get_context("fork").Process(target=target) for target in targets]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_a_grid_that_is_killed_goes_on_with_the_same_point(tmp_path, work, killed):
+    done, effects = work
+    path = write(tmp_path, grid={"method.alpha": ALPHAS})
+    effects.append(lambda folder: len(done) < killed or os.kill(os.getpid(), signal.SIGKILL))
+    assert in_processes(lambda: tuner_of(path).run()) == [-signal.SIGKILL]
+    effects.clear()
+    assert states(tuner_of(path)) == collections.Counter(["RUNNING", *["COMPLETE"] * (killed - 1)])
+    tuner = tuner_of(path)
+    tuner.run()
+    assert done == ALPHAS[killed - 1 :], "the point that was killed first, the finished ones not again"
+    assert searched(tuner) == ALPHAS and states(tuner) == {"COMPLETE": 3}
+
+
+@pytest.mark.parametrize("moment", ["_hold", "_values"])
+def test_a_trial_killed_before_it_trains_is_not_lost(tmp_path, work, monkeypatch, moment):
+    path = write(tmp_path, grid={"method.alpha": ALPHAS})
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.Tuner, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert in_processes(lambda: tuner_of(path).run()) == [-signal.SIGKILL]
+    tuner = tuner_of(path)
+    tuner.run()
+    assert sorted(searched(tuner)) == ALPHAS and states(tuner) == {"COMPLETE": 3}
+
+
+@pytest.mark.parametrize("storage", ["journal", "database"])
+def test_processes_share_a_grid_and_each_point_is_done_once(tmp_path, work, storage):
+    _, effects = work
+    path = write(tmp_path, grid={"method.alpha": ALPHAS, "training.l1": [0.0, 1e-6]})
+    url = None if storage == "journal" else f"sqlite:///{tmp_path}/study.db"
+    tuner_of(path, storage=url).study  # noqa: B018 - made once, before the processes meet
+
+    def note(folder: Path) -> None:
+        with open(folder / "trained", "a") as file:
+            file.write("x")
+        time.sleep(0.1)
+
+    effects.append(note)
+    assert in_processes(*[lambda: tuner_of(path, storage=url).run()] * 3) == [0, 0, 0]
+    tuner = tuner_of(path, storage=url)
+    assert len(searched(tuner)) == 6 and states(tuner) == {"COMPLETE": 6}
+    assert [file.read_text() for file in tmp_path.glob("out/cells/*/trained")] == ["x"] * 6
+
+
+@pytest.mark.parametrize("how", ["finishes", "dies"])
+def test_a_point_that_another_process_has_is_waited_for(tmp_path, work, how):
+    """It is neither tried nor failed meanwhile; if the other process dies, it is taken up."""
+    done, _ = work
+    path = write(tmp_path, grid={"method.alpha": ALPHAS})
+    other = tuner_of(path)
+    claim = other._claim()
+    tuner = tuner_of(path)
+    thread = threading.Thread(target=tuner.run)
+    thread.start()
+    thread.join(1)
+    assert thread.is_alive() and done == ALPHAS[1:], "the others are done, this one is waited for"
+    assert states(other) == {"COMPLETE": 2, "RUNNING": 1}
+    if how == "finishes":
+        other._do(claim)
+    else:
+        claim.lock.release()
+    thread.join(20)
+    assert not thread.is_alive() and sorted(done) == ALPHAS
+    assert searched(tuner) == ALPHAS and states(tuner) == {"COMPLETE": 3}
+
+
+def test_a_folder_that_is_used_by_hand_is_looked_at_again(tmp_path, work):
+    done, effects = work
+    path = write(tmp_path, grid={"method.alpha": [0.1]})
+    tuner = tuner_of(path)
+    (key,) = tuner.sweep.points
+    (tmp_path / "out" / "cells" / key / "run").mkdir(parents=True)
+    lock = FolderLock(tmp_path / "out" / "cells" / key / "run")
+    effects += [lambda folder: len(done) < 3 or lock.release(), lambda folder: FolderLock(folder / "run").release()]
+    tuner.run()
+    assert done == [0.1] * 3 and states(tuner) == {"COMPLETE": 1}
+
+
+def test_processes_share_a_search_and_do_no_trial_more(tmp_path, work):
+    work[1].append(lambda folder: time.sleep(0.1))
+    path = write(tmp_path, trials=5)
+    tuner_of(path).study  # noqa: B018 - made once, before the processes meet
+    assert in_processes(*[lambda: tuner_of(path).run()] * 3) == [0, 0, 0]
+    assert states(tuner_of(path)) == {"COMPLETE": 5} and len(set(searched(tuner_of(path)))) == 5
+
+
+def test_a_trial_on_a_machine_that_shares_only_the_database_is_not_waited_for(tmp_path, work):
+    path = write(tmp_path, grid={"method.alpha": ALPHAS})
+    url = f"sqlite:///{tmp_path}/study.db"
+    elsewhere = sweep.Tuner(sweep.load(path), tmp_path / "elsewhere", torch.device("cpu"), storage=url)
+    claim = elsewhere._claim()
+    tuner = tuner_of(path, storage=url)
+    tuner.run()
+    assert searched(tuner) == ALPHAS[1:] and len(tuner.running()) == 1
+    elsewhere._do(claim)
+    assert searched(tuner) == ALPHAS
