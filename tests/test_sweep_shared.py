@@ -21,8 +21,10 @@ def work(monkeypatch):
 
 
 def in_processes(*targets) -> list[int]:
-    """Run functions at once, each in a process of its own; return the exit codes."""
-    processes = [multiprocessing.get_context("fork").Process(target=target) for target in targets]
+    """Run functions at the same moment, each in a process of its own; return the exit codes."""
+    context = multiprocessing.get_context("fork")
+    begin = context.Barrier(len(targets))
+    processes = [context.Process(target=lambda target=target: (begin.wait(), target())) for target in targets]
     for process in processes:
         process.start()
     for process in processes:
@@ -60,7 +62,6 @@ def test_processes_share_a_grid_and_each_point_is_done_once(tmp_path, work, stor
     _, effects = work
     path = write(tmp_path, grid={"method.alpha": ALPHAS, "training.l1": [0.0, 1e-6]})
     url = None if storage == "journal" else f"sqlite:///{tmp_path}/study.db"
-    tuner_of(path, storage=url).study  # noqa: B018 - made once, before the processes meet
 
     def note(folder: Path) -> None:
         with open(folder / "trained", "a") as file:
@@ -111,9 +112,28 @@ def test_a_folder_that_is_used_by_hand_is_looked_at_again(tmp_path, work):
 def test_processes_share_a_search_and_do_no_trial_more(tmp_path, work):
     work[1].append(lambda folder: time.sleep(0.1))
     path = write(tmp_path, trials=5)
-    tuner_of(path).study  # noqa: B018 - made once, before the processes meet
     assert in_processes(*[lambda: tuner_of(path).run()] * 3) == [0, 0, 0]
     assert states(tuner_of(path)) == {"COMPLETE": 5} and len(set(searched(tuner_of(path)))) == 5
+
+
+def test_a_machine_that_makes_the_tables_when_another_does_tries_again(tmp_path, work, monkeypatch):
+    """They share no folder, so that nothing but the database can keep them apart."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    create, refusals = (
+        sweep.optuna.create_study,
+        [sweep.DBAPIError("CREATE TABLE studies", {}, Exception("already exists"))],
+    )
+
+    def create_study(**options):
+        study = create(**options)  # by the other machine
+        if refusals:
+            raise refusals.pop()
+        return study
+
+    monkeypatch.setattr(sweep.optuna, "create_study", create_study)
+    tuner = tuner_of(write(tmp_path, trials=1), storage=url)
+    tuner.run()
+    assert states(tuner) == {"COMPLETE": 1}
 
 
 def test_a_trial_on_a_machine_that_shares_only_the_database_is_not_waited_for(tmp_path, work):

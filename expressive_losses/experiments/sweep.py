@@ -29,11 +29,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import optuna
 import torch
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, PositiveInt, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
@@ -46,7 +47,8 @@ from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_WAIT = 2.0
+_WAIT = 2.0  # seconds, until trials of other processes are looked at again
+_TRIES, _PAUSE = 6, 0.5  # to open a database, and seconds between them
 
 
 class Range(Section):
@@ -159,11 +161,13 @@ class Tuner:
             UserError: it cannot be read or made, or its trials are of a sweep file that asked for something else.
         """
         try:
-            study = self._opened()
-        except (OSError, ImportError, ValueError, SQLAlchemyError) as error:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with held(self.out):
+                study = self._opened()
+                self._check(study)
+        except (OSError, ImportError, ValueError, SQLAlchemyError, StorageInternalError) as error:
             where = "--storage" if self.storage else self.out / "study.log"
             raise UserError(f"{where}: no study can be kept there: {str(error).partition(chr(10))[0]}") from None
-        self._check(study)
         return study
 
     def run(self) -> None:
@@ -205,7 +209,19 @@ class Tuner:
         return [{"trial": trial.number, "searched": trial.params, **trial.user_attrs["row"]} for trial in complete]
 
     def _opened(self) -> optuna.Study:
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Open or make the study.
+
+        Of machines that make the tables of a database at the same moment all but one are refused, and find them there
+        when they try again.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._made()
+            except (DBAPIError, StorageInternalError):
+                time.sleep(_PAUSE)
+        return self._made()
+
+    def _made(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         single = self.sweep.objective == "mean"
         return optuna.create_study(
