@@ -14,7 +14,7 @@ from tuning import CONFIG, replace_training, run, searched, sweep, tuner_of, wri
 from expressive_losses import experiments
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import Diverged, UserError
-from expressive_losses.experiments import sweep_report
+from expressive_losses.experiments import sweep_file, sweep_report
 from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.pareto import hypervolume, pareto_front
 from expressive_losses.registry import LOSSES
@@ -61,7 +61,9 @@ def test_a_grid_is_done_once_its_front_is_exported_and_held_out_images_judge(tmp
 
 
 def test_a_dead_trial_is_taken_up_with_its_own_values(tmp_path):
-    asked = sweep.load(write(tmp_path, trials=1, search={"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}))
+    asked = sweep_file.load(
+        write(tmp_path, trials=1, search={"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}})
+    )
     tuner = sweep.Tuner(asked, tmp_path / "out", torch.device("cpu"))
     trial = tuner.study.ask()
     values = {key: trial.suggest_float(key, one.low, one.high, log=one.log) for key, one in asked.space.items()}
@@ -172,7 +174,7 @@ def test_the_smoke_script_says_that_tuning_was_skipped(tmp_path, installed):
 
 
 def test_the_mean_as_the_only_objective_can_be_pruned(tmp_path):
-    asked = sweep.load(write(tmp_path, trials=1, objective="mean"))
+    asked = sweep_file.load(write(tmp_path, trials=1, objective="mean"))
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"))
     tuner.run()
     (trial,) = tuner.study.trials
@@ -181,7 +183,7 @@ def test_the_mean_as_the_only_objective_can_be_pruned(tmp_path):
 
 
 def test_a_trial_that_fails_counts_and_says_why(tmp_path):
-    asked = sweep.load(write(tmp_path, grid={"data": ["mnist"]}))
+    asked = sweep_file.load(write(tmp_path, grid={"data": ["mnist"]}))
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"), tmp_path / "nowhere")
     tuner.run()
     assert "mnist" in tuner.finished()[0].user_attrs["error"] and not tuner.rows()
@@ -206,27 +208,52 @@ def test_a_mistake_is_one_line_and_its_trials_are_done_when_it_is_mended(tmp_pat
     missing = False
     summary = run(path)
     assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (1, 1, 0)
-    tuner = sweep.Tuner(sweep.load(path), tmp_path / "out", torch.device("cpu"))
+    tuner = sweep.Tuner(sweep_file.load(path), tmp_path / "out", torch.device("cpu"))
     assert sorted(trial.state.name for trial in tuner.study.trials) == ["COMPLETE", "FAIL", "FAIL"], (
         "what diverged is not tried again"
     )
 
 
+@pytest.mark.parametrize(
+    "values, again",
+    [({"grid": {"method.alpha": [0.1]}}, "tries anew"), ({"trials": 1}, "tries other values in their place")],
+)
+def test_a_failed_trial_says_what_the_same_command_does(tmp_path, work, values, again):
+    def fail(folder):
+        raise UserError("no data")
+
+    work[1].append(fail)
+    with pytest.raises(CellsFailed, match=f"^1 of the trials failed, the same command {again}: no data$"):
+        run(write(tmp_path, **values))
+
+
+def test_a_trial_killed_before_its_failure_is_told_may_still_succeed(tmp_path, work):
+    tuner = tuner_of(write(tmp_path, grid={"method.alpha": [0.1]}))
+    claim = tuner._claim()
+    for key in ("error", "diverged"):
+        claim.trial.set_user_attr(key, "so it seemed")
+    claim.lock.release()  # and here its process died
+    assert not tuner.failed() and not tuner.finished()
+    tuner.run()
+    summary = sweep_report.write(tuner)
+    assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (1, 0, 0)
+
+
 def test_the_test_set_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match="validation"):
-        sweep.load(write(tmp_path, grid={"method.alpha": [0.1]}, validation=0))
-    cell = sweep.load(write(tmp_path, verify={"bound": "ibp", "split": "test"})).cell({})
+        sweep_file.load(write(tmp_path, grid={"method.alpha": [0.1]}, validation=0))
+    cell = sweep_file.load(write(tmp_path, verify={"bound": "ibp", "split": "test"})).cell({})
     assert "--split validation" in cell.commands[1]
 
 
 def test_nothing_to_search_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nothing to search"):
-        sweep.load(write(tmp_path, set={"method": "standard"}))
+        sweep_file.load(write(tmp_path, set={"method": "standard"}))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_repository_is_valid(path):
-    asked = sweep.load(path)
+    asked = sweep_file.load(path)
     values = {key: options[0] for key, options in asked.grid.items()}
     values |= {key: limits.low for key, limits in asked.space.items()}
     assert asked.cell(values).resolved.validation > 0

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tuning import ALPHAS, replace_training, searched, states, sweep, tuner_of, write
+from tuning import ALPHAS, replace_training, run, searched, states, sweep, tuner_of, write
 
+from expressive_losses.errors import UserError
+from expressive_losses.experiments import sweep_file, sweep_report
+from expressive_losses.experiments.cli import CellsFailed
 from expressive_losses.locking import FolderLock
 
 
@@ -47,14 +50,18 @@ def test_a_grid_that_is_killed_goes_on_with_the_same_point(tmp_path, work, kille
 
 
 @pytest.mark.parametrize("moment", ["_hold", "_values"])
-def test_a_trial_killed_before_it_trains_is_not_lost(tmp_path, work, monkeypatch, moment):
-    path = write(tmp_path, grid={"method.alpha": ALPHAS})
+@pytest.mark.parametrize("storage", ["journal", "database"])
+@pytest.mark.parametrize("values", [{"grid": {"method.alpha": ALPHAS}}, {"trials": 3}], ids=["grid", "search"])
+def test_a_trial_killed_before_it_trains_is_not_lost(tmp_path, work, monkeypatch, moment, storage, values):
+    path = write(tmp_path, **values)
+    url = None if storage == "journal" else f"sqlite:///{tmp_path}/study.db"
     with monkeypatch.context() as patch:
         patch.setattr(sweep.Tuner, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        assert in_processes(lambda: tuner_of(path).run()) == [-signal.SIGKILL]
-    tuner = tuner_of(path)
+        assert in_processes(lambda: tuner_of(path, storage=url).run()) == [-signal.SIGKILL]
+    tuner = tuner_of(path, storage=url)
+    assert states(tuner) == {"RUNNING": 1}
     tuner.run()
-    assert sorted(searched(tuner)) == ALPHAS and states(tuner) == {"COMPLETE": 3}
+    assert len(set(searched(tuner))) == 3 and states(tuner) == {"COMPLETE": 3}
 
 
 @pytest.mark.parametrize("storage", ["journal", "database"])
@@ -139,10 +146,34 @@ def test_a_machine_that_makes_the_tables_when_another_does_tries_again(tmp_path,
 def test_a_trial_on_a_machine_that_shares_only_the_database_is_not_waited_for(tmp_path, work):
     path = write(tmp_path, grid={"method.alpha": ALPHAS})
     url = f"sqlite:///{tmp_path}/study.db"
-    elsewhere = sweep.Tuner(sweep.load(path), tmp_path / "elsewhere", torch.device("cpu"), storage=url)
+    elsewhere = sweep.Tuner(sweep_file.load(path), tmp_path / "elsewhere", torch.device("cpu"), storage=url)
     claim = elsewhere._claim()
+    lost = f"^1 of the trials run on another machine or were lost there, .* at [^ ]+:{tmp_path}/elsewhere$"
+    with pytest.raises(CellsFailed, match=lost):
+        run(path, "--storage", url)
     tuner = tuner_of(path, storage=url)
-    tuner.run()
     assert searched(tuner) == ALPHAS[1:] and len(tuner.running()) == 1
     elsewhere._do(claim)
-    assert searched(tuner) == ALPHAS
+    assert run(path, "--storage", url)["trials"] == 3 and searched(tuner) == ALPHAS
+
+
+@pytest.mark.parametrize("values", [{"grid": {"method.alpha": ALPHAS}}, {"trials": 3}], ids=["grid", "search"])
+def test_what_failed_in_one_process_and_was_mended_is_no_failure_of_another(tmp_path, work, values):
+    _, effects = work
+
+    def fail(folder):
+        raise UserError("no data")
+
+    path = write(tmp_path, **values)
+    tuner, other = tuner_of(path), tuner_of(path)
+    claim = tuner._claim()
+    effects.append(fail)
+    other._do(other._claim())
+    effects.clear()
+    assert len(tuner.failed()) == 1
+    tuner._do(claim)
+    tuner_of(path).run()
+    tuner.run()
+    summary = sweep_report.write(tuner)
+    assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (3, 0, 0)
+    assert not sweep_report.complaint(tuner) and states(tuner) == {"COMPLETE": 3, "FAIL": 1}

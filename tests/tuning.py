@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from expressive_losses.experiments import sweep_file
 from expressive_losses.experiments.cli import main
 
 pytest.importorskip("optuna")
@@ -28,9 +29,9 @@ def write(folder: Path, **values) -> Path:
     return folder / "tune.yaml"
 
 
-def run(path: Path) -> dict:
+def run(path: Path, *more: str) -> dict:
     out = path.parent / "out"
-    main(["sweep", str(path), "--out", str(out), "--device", "cpu"])
+    main(["sweep", str(path), "--out", str(out), "--device", "cpu", *more])
     return json.loads((out / "summary.json").read_text())
 
 
@@ -39,7 +40,7 @@ ROW = {"verify": {"held_out": {"natural": {"percent": 90.0}, "verified": {"perce
 
 
 def tuner_of(path: Path, **options) -> sweep.Tuner:
-    return sweep.Tuner(sweep.load(path), path.parent / "out", torch.device("cpu"), **options)
+    return sweep.Tuner(sweep_file.load(path), path.parent / "out", torch.device("cpu"), **options)
 
 
 def searched(tuner: sweep.Tuner, key: str = "method.alpha") -> list:
