@@ -227,10 +227,11 @@ def test_a_failed_trial_says_what_the_same_command_does(tmp_path, work, values, 
         run(write(tmp_path, **values))
 
 
-def test_a_trial_killed_before_its_failure_is_told_may_still_succeed(tmp_path, work):
+@pytest.mark.parametrize("noted", [["error"], ["error", "diverged"]])
+def test_a_trial_killed_before_its_failure_is_told_may_still_succeed(tmp_path, work, noted):
     tuner = tuner_of(write(tmp_path, grid={"method.alpha": [0.1]}))
     claim = tuner._claim()
-    for key in ("error", "diverged"):
+    for key in noted:
         claim.trial.set_user_attr(key, "so it seemed")
     claim.lock.release()  # and here its process died
     assert not tuner.failed() and not tuner.finished()

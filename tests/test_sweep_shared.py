@@ -173,7 +173,6 @@ def test_what_failed_in_one_process_and_was_mended_is_no_failure_of_another(tmp_
     assert len(tuner.failed()) == 1
     tuner._do(claim)
     tuner_of(path).run()
-    tuner.run()
     summary = sweep_report.write(tuner)
     assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (3, 0, 0)
     assert not sweep_report.complaint(tuner) and states(tuner) == {"COMPLETE": 3, "FAIL": 1}
