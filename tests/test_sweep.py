@@ -1,51 +1,30 @@
-"""Tuning: Pareto front and hypervolume on literal points, resuming, sharing, nothing of the test set."""
+"""Tuning: Pareto front and hypervolume on literal points, resuming, mistakes, nothing of the test set."""
 
-import collections
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tuning import CONFIG, replace_training, run, searched, sweep, tuner_of, write
 
 from expressive_losses import experiments
 from expressive_losses.config import load as load_config
 from expressive_losses.errors import Diverged, UserError
+from expressive_losses.experiments import sweep_file, sweep_report
 from expressive_losses.experiments.cli import CellsFailed, main
 from expressive_losses.experiments.pareto import hypervolume, pareto_front
-from expressive_losses.locking import FolderLock
 from expressive_losses.registry import LOSSES
 
-optuna = pytest.importorskip("optuna")
-from expressive_losses.experiments import sweep, sweep_report  # noqa: E402 - they import optuna
-
 ROOT = Path(__file__).parent.parent
-CONFIG = {
-    "data": {"name": "digits"},
-    "method": {"name": "mtl_ibp", "alpha": 0.2},
-    "eps": {"target": "0.05", "schedule": {"length": 0.5}},
-    "model": {"name": "cnn_tiny", "width": 2, "hidden": 4},
-    "training": {"epochs": 1},
-}
 
 
-def write(folder: Path, **values) -> Path:
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    (folder / "tune.yaml").write_text(yaml.safe_dump({"config": "config.yaml", **values}))
-    return folder / "tune.yaml"
-
-
-def run(path: Path) -> dict:
-    out = path.parent / "out"
-    main(["sweep", str(path), "--out", str(out), "--device", "cpu"])
-    return json.loads((out / "summary.json").read_text())
+@pytest.fixture
+def work(monkeypatch):
+    return replace_training(monkeypatch)
 
 
 def test_pareto_front_of_literal_points():
@@ -82,7 +61,9 @@ def test_a_grid_is_done_once_its_front_is_exported_and_held_out_images_judge(tmp
 
 
 def test_a_dead_trial_is_taken_up_with_its_own_values(tmp_path):
-    asked = sweep.load(write(tmp_path, trials=1, search={"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}}))
+    asked = sweep_file.load(
+        write(tmp_path, trials=1, search={"optimizer.lr": {"low": 1e-3, "high": 1e-2, "log": True}})
+    )
     tuner = sweep.Tuner(asked, tmp_path / "out", torch.device("cpu"))
     trial = tuner.study.ask()
     values = {key: trial.suggest_float(key, one.low, one.high, log=one.log) for key, one in asked.space.items()}
@@ -94,126 +75,6 @@ def test_a_dead_trial_is_taken_up_with_its_own_values(tmp_path):
     (row,) = again.rows()
     assert row["searched"] == values
     assert len(again.finished()) == 1
-
-
-ALPHAS = [0.1, 0.2, 0.5]
-ROW = {"verify": {"held_out": {"natural": {"percent": 90.0}, "verified": {"percent": 80.0}, "images": 10}}}
-
-
-def tuner_of(path: Path, **options) -> sweep.Tuner:
-    return sweep.Tuner(sweep.load(path), path.parent / "out", torch.device("cpu"), **options)
-
-
-def searched(tuner: sweep.Tuner, key: str = "method.alpha") -> list:
-    return [row["searched"][key] for row in tuner.rows()]
-
-
-def states(tuner: sweep.Tuner) -> dict[str, int]:
-    return collections.Counter(trial.state.name for trial in tuner.study.trials)
-
-
-@pytest.fixture
-def work(monkeypatch):
-    """In place of training: whatever the test puts into the list is called with the cell's folder; all are noted."""
-    done, effects = [], []
-
-    def complete_cell(cell, folder, device, data_root, watch):
-        done.append(cell.resolved.method.alpha)
-        for effect in effects:
-            effect(folder)
-
-    monkeypatch.setattr(sweep, "complete_cell", complete_cell)
-    monkeypatch.setattr(sweep, "row_of_cell", lambda cell, root: ROW)
-    monkeypatch.setattr(sweep, "_WAIT", 0.05)
-    return done, effects
-
-
-def in_processes(*targets) -> list[int]:
-    """Run functions at once, each in a process of its own; return the exit codes."""
-    processes = [multiprocessing.get_context("fork").Process(target=target) for target in targets]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
-@pytest.mark.parametrize("killed", [1, 2, 3])
-def test_a_grid_that_is_killed_goes_on_with_the_same_point(tmp_path, work, killed):
-    done, effects = work
-    path = write(tmp_path, grid={"method.alpha": ALPHAS})
-    effects.append(lambda folder: len(done) < killed or os.kill(os.getpid(), signal.SIGKILL))
-    assert in_processes(lambda: tuner_of(path).run()) == [-signal.SIGKILL]
-    effects.clear()
-    assert states(tuner_of(path)) == collections.Counter(["RUNNING", *["COMPLETE"] * (killed - 1)])
-    tuner = tuner_of(path)
-    tuner.run()
-    assert done == ALPHAS[killed - 1 :], "the point that was killed first, the finished ones not again"
-    assert searched(tuner) == ALPHAS and states(tuner) == {"COMPLETE": 3}
-
-
-@pytest.mark.parametrize("moment", ["_hold", "_values"])
-def test_a_trial_killed_before_it_trains_is_not_lost(tmp_path, work, monkeypatch, moment):
-    path = write(tmp_path, grid={"method.alpha": ALPHAS})
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep.Tuner, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        assert in_processes(lambda: tuner_of(path).run()) == [-signal.SIGKILL]
-    tuner = tuner_of(path)
-    tuner.run()
-    assert sorted(searched(tuner)) == ALPHAS and states(tuner) == {"COMPLETE": 3}
-
-
-@pytest.mark.parametrize("storage", ["journal", "database"])
-def test_processes_share_a_grid_and_each_point_is_done_once(tmp_path, work, storage):
-    _, effects = work
-    path = write(tmp_path, grid={"method.alpha": ALPHAS, "training.l1": [0.0, 1e-6]})
-    url = None if storage == "journal" else f"sqlite:///{tmp_path}/study.db"
-    tuner_of(path, storage=url).study  # noqa: B018 - made once, before the processes meet
-
-    def note(folder: Path) -> None:
-        with open(folder / "trained", "a") as file:
-            file.write("x")
-        time.sleep(0.1)
-
-    effects.append(note)
-    assert in_processes(*[lambda: tuner_of(path, storage=url).run()] * 3) == [0, 0, 0]
-    tuner = tuner_of(path, storage=url)
-    assert len(searched(tuner)) == 6 and states(tuner) == {"COMPLETE": 6}
-    assert [file.read_text() for file in tmp_path.glob("out/cells/*/trained")] == ["x"] * 6
-
-
-@pytest.mark.parametrize("how", ["finishes", "dies"])
-def test_a_point_that_another_process_has_is_waited_for(tmp_path, work, how):
-    """It is neither tried nor failed meanwhile; if the other process dies, it is taken up."""
-    done, _ = work
-    path = write(tmp_path, grid={"method.alpha": ALPHAS})
-    other = tuner_of(path)
-    claim = other._claim()
-    tuner = tuner_of(path)
-    thread = threading.Thread(target=tuner.run)
-    thread.start()
-    thread.join(1)
-    assert thread.is_alive() and done == ALPHAS[1:], "the others are done, this one is waited for"
-    assert states(other) == {"COMPLETE": 2, "RUNNING": 1}
-    if how == "finishes":
-        other._do(claim)
-    else:
-        claim.lock.release()
-    thread.join(20)
-    assert not thread.is_alive() and sorted(done) == ALPHAS
-    assert searched(tuner) == ALPHAS and states(tuner) == {"COMPLETE": 3}
-
-
-def test_a_folder_that_is_used_by_hand_is_looked_at_again(tmp_path, work):
-    done, effects = work
-    path = write(tmp_path, grid={"method.alpha": [0.1]})
-    tuner = tuner_of(path)
-    (key,) = tuner.sweep.points
-    (tmp_path / "out" / "cells" / key / "run").mkdir(parents=True)
-    lock = FolderLock(tmp_path / "out" / "cells" / key / "run")
-    effects += [lambda folder: len(done) < 3 or lock.release(), lambda folder: FolderLock(folder / "run").release()]
-    tuner.run()
-    assert done == [0.1] * 3 and states(tuner) == {"COMPLETE": 1}
 
 
 def test_a_search_that_starts_again_does_not_repeat_its_values(tmp_path, work):
@@ -228,26 +89,6 @@ def test_a_search_that_starts_again_does_not_repeat_its_values(tmp_path, work):
     at_once = tuner_of(write(tmp_path / "other", trials=4))
     at_once.run()
     assert searched(at_once) == searched(tuner)
-
-
-def test_processes_share_a_search_and_do_no_trial_more(tmp_path, work):
-    work[1].append(lambda folder: time.sleep(0.1))
-    path = write(tmp_path, trials=5)
-    tuner_of(path).study  # noqa: B018 - made once, before the processes meet
-    assert in_processes(*[lambda: tuner_of(path).run()] * 3) == [0, 0, 0]
-    assert states(tuner_of(path)) == {"COMPLETE": 5} and len(set(searched(tuner_of(path)))) == 5
-
-
-def test_a_trial_on_a_machine_that_shares_only_the_database_is_not_waited_for(tmp_path, work):
-    path = write(tmp_path, grid={"method.alpha": ALPHAS})
-    url = f"sqlite:///{tmp_path}/study.db"
-    elsewhere = sweep.Tuner(sweep.load(path), tmp_path / "elsewhere", torch.device("cpu"), storage=url)
-    claim = elsewhere._claim()
-    tuner = tuner_of(path, storage=url)
-    tuner.run()
-    assert searched(tuner) == ALPHAS[1:] and len(tuner.running()) == 1
-    elsewhere._do(claim)
-    assert searched(tuner) == ALPHAS
 
 
 def test_points_that_are_the_same_network_are_one(tmp_path, work):
@@ -333,7 +174,7 @@ def test_the_smoke_script_says_that_tuning_was_skipped(tmp_path, installed):
 
 
 def test_the_mean_as_the_only_objective_can_be_pruned(tmp_path):
-    asked = sweep.load(write(tmp_path, trials=1, objective="mean"))
+    asked = sweep_file.load(write(tmp_path, trials=1, objective="mean"))
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"))
     tuner.run()
     (trial,) = tuner.study.trials
@@ -342,7 +183,7 @@ def test_the_mean_as_the_only_objective_can_be_pruned(tmp_path):
 
 
 def test_a_trial_that_fails_counts_and_says_why(tmp_path):
-    asked = sweep.load(write(tmp_path, grid={"data": ["mnist"]}))
+    asked = sweep_file.load(write(tmp_path, grid={"data": ["mnist"]}))
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"), tmp_path / "nowhere")
     tuner.run()
     assert "mnist" in tuner.finished()[0].user_attrs["error"] and not tuner.rows()
@@ -367,27 +208,53 @@ def test_a_mistake_is_one_line_and_its_trials_are_done_when_it_is_mended(tmp_pat
     missing = False
     summary = run(path)
     assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (1, 1, 0)
-    tuner = sweep.Tuner(sweep.load(path), tmp_path / "out", torch.device("cpu"))
+    tuner = sweep.Tuner(sweep_file.load(path), tmp_path / "out", torch.device("cpu"))
     assert sorted(trial.state.name for trial in tuner.study.trials) == ["COMPLETE", "FAIL", "FAIL"], (
         "what diverged is not tried again"
     )
 
 
+@pytest.mark.parametrize(
+    "values, again",
+    [({"grid": {"method.alpha": [0.1]}}, "tries anew"), ({"trials": 1}, "tries other values in their place")],
+)
+def test_a_failed_trial_says_what_the_same_command_does(tmp_path, work, values, again):
+    def fail(folder):
+        raise UserError("no data")
+
+    work[1].append(fail)
+    with pytest.raises(CellsFailed, match=f"^1 of the trials failed, the same command {again}: no data$"):
+        run(write(tmp_path, **values))
+
+
+@pytest.mark.parametrize("noted", [["error"], ["error", "diverged"]])
+def test_a_trial_killed_before_its_failure_is_told_may_still_succeed(tmp_path, work, noted):
+    tuner = tuner_of(write(tmp_path, grid={"method.alpha": [0.1]}))
+    claim = tuner._claim()
+    for key in noted:
+        claim.trial.set_user_attr(key, "so it seemed")
+    claim.lock.release()  # and here its process died
+    assert not tuner.failed() and not tuner.finished()
+    tuner.run()
+    summary = sweep_report.write(tuner)
+    assert (summary["trials"], summary["pruned or diverged"], summary["failed"]) == (1, 0, 0)
+
+
 def test_the_test_set_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match="validation"):
-        sweep.load(write(tmp_path, grid={"method.alpha": [0.1]}, validation=0))
-    cell = sweep.load(write(tmp_path, verify={"bound": "ibp", "split": "test"})).cell({})
+        sweep_file.load(write(tmp_path, grid={"method.alpha": [0.1]}, validation=0))
+    cell = sweep_file.load(write(tmp_path, verify={"bound": "ibp", "split": "test"})).cell({})
     assert "--split validation" in cell.commands[1]
 
 
 def test_nothing_to_search_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nothing to search"):
-        sweep.load(write(tmp_path, set={"method": "standard"}))
+        sweep_file.load(write(tmp_path, set={"method": "standard"}))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_repository_is_valid(path):
-    asked = sweep.load(path)
+    asked = sweep_file.load(path)
     values = {key: options[0] for key, options in asked.grid.items()}
     values |= {key: limits.low for key, limits in asked.space.items()}
     assert asked.cell(values).resolved.validation > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from expressive_losses.cli.arguments import Parser
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
-from expressive_losses.experiments import grid, polytope
+from expressive_losses.experiments import grid, polytope, sweep_file
 from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
@@ -128,7 +128,7 @@ def sweep_command(arguments: Sequence[str]) -> None:
         if error.name != "optuna":
             raise
         raise UserError("tuning needs Optuna, which is not installed. Type `pip install 'optuna>=5,<6'`.") from None
-    asked = sweep.load(options.file)
+    asked = sweep_file.load(options.file)
     out = options.out or Path("runs/sweeps") / asked.name
     tuner = sweep.Tuner(asked, out, choose_device(options.device), options.data_dir, options.storage)
     tuner.run()
@@ -137,10 +137,8 @@ def sweep_command(arguments: Sequence[str]) -> None:
         f"{summary['trials']} trials, {len(summary['front'])} on the front, hypervolume {summary['hypervolume']:.4f}"
     )
     print(f"{found}: {out}")
-    if failed := tuner.failed():
-        raise CellsFailed(
-            f"{len(failed)} of the trials failed, the same command tries anew: {failed[0].user_attrs['error']}"
-        )
+    if missing := sweep_report.complaint(tuner):
+        raise CellsFailed(missing)
 
 
 def overview_command(arguments: Sequence[str]) -> None:

@@ -1,137 +1,44 @@
 """Tuning with Optuna: natural against verified accuracy on held-out training images, never on the test set.
 
-A sweep file names a config, what to search, and how long::
-
-    config: ../../configs/quick/mnist_0.3/mtl_ibp.yaml
-    validation: 10000                         images of the training set held out (or a share)
-    set: {training.epochs: 4}
-    search: {optimizer.lr: {low: 1.0e-4, high: 5.0e-3, log: true}}     beside the loss's own search space
-    grid: {method.alpha: [0.01, 0.1]}         in place of a search: every combination once
-    objective: pareto                         or mean: of the two accuracies, with pruning
-    verify: {bound: ibp}
-    trials: 20
-
 The study is in a journal file, or in any database that Optuna knows, where several machines work on it. A process
 that works on a trial holds the lock of the trial's folder: a running trial whose folder nobody holds is taken up again
-where its training stopped, one whose folder is held is left alone and looked at again.
+where its training stopped, one whose folder is held is left alone and looked at again. A trial says from its
+beginning on which machine and in which folder it runs: one that is killed at once is found again there.
 """
 
 from __future__ import annotations
 
-import itertools
+import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
-from pydantic import Field, PositiveInt, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from expressive_losses import config as configs
-from expressive_losses.config import Config, Section
 from expressive_losses.errors import Diverged, UserError
 from expressive_losses.experiments.execute import complete_cell, row_of_cell
-from expressive_losses.experiments.grid import Cell, assignments_of
-from expressive_losses.experiments.spec import Verification
+from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.sweep_file import Sweep
 from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
-from expressive_losses.registry import explain
 from expressive_losses.trainer import Trainer
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_WAIT = 2.0
+_WAIT = 2.0  # seconds, until trials of other processes are looked at again
+_TRIES, _PAUSE = 6, 0.5  # to open a database, and seconds between them
 
 
-class Range(Section):
-    """An interval to search, on a logarithmic scale if asked for."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-class Sweep(Section):
-    """A sweep file."""
-
-    name: str
-    config: Path
-    set: dict[str, Any] = {}
-    search: dict[str, Range] = {}
-    grid: dict[str, tuple[Any, ...]] = {}
-    objective: Literal["pareto", "mean"] = "pareto"
-    validation: float = Field(0.2, gt=0, description="held out of the training set: a share below 1, or a number")
-    verify: Verification = Verification(bound="ibp")
-    trials: PositiveInt = 20
-    seed: int = 0
-
-    @cached_property
-    def base(self) -> Config:
-        """The config without anything searched."""
-        return configs.load(self.config, [configs.parse_assignment(text) for text in assignments_of(self.set)])
-
-    @property
-    def space(self) -> dict[str, Range]:
-        """What is searched: the loss's own search space, and the file's; nothing of it is in the grid."""
-        own = {f"method.{key}": Range(**limits) for key, limits in self.base.method.search_space.items()}
-        return {key: limits for key, limits in {**own, **self.search}.items() if key not in self.grid and not self.grid}
-
-    @cached_property
-    def points(self) -> dict[str, dict[str, Any]]:
-        """The points of the grid, in the order of the file, by the key of the cell that each trains."""
-        products = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
-        return {self.cell(point).key: point for point in products} if self.grid else {}
-
-    @property
-    def size(self) -> int:
-        """The number of trials."""
-        return len(self.points) if self.grid else self.trials
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What a trial means: of two sweeps that differ here, neither may take the other's trials as its own."""
-        return {
-            "config": self.base.fingerprint(),
-            "validation": self.validation,
-            "verify": self.verify.model_dump(mode="json"),
-            "objective": self.objective,
-            "search": {key: limits.model_dump() for key, limits in self.space.items()},
-            "grid": {key: list(values) for key, values in self.grid.items()},
-        }
-
-    def cell(self, values: Mapping[str, Any]) -> Cell:
-        """Return what a trial trains and verifies."""
-        fixed = {**self.set, "validation": self.validation}
-        asked = self.verify.model_copy(update={"split": "validation"})
-        return Cell(self.config, assignments_of(fixed, values), self.base.training.seed, {"held_out": asked})
-
-
-def load(path: Path) -> Sweep:
-    """Read a sweep file.
-
-    Raises:
-        UserError: unreadable, a key or value that does not fit, or nothing to search.
-    """
-    values = configs.read(path)
-    try:
-        config = (Path(path).parent / str(values.get("config", ""))).resolve()
-        sweep = Sweep.model_validate({**values, "name": Path(path).stem, "config": config})
-    except ValidationError as error:
-        raise UserError(f"{path}: {explain(error, Sweep)}") from None
-    if not sweep.grid and not sweep.space:
-        raise UserError(
-            f"{path}: nothing to search: method '{sweep.base.method.name}' has no search space, add `search:`"
-        )
-    return sweep
-
-
-@dataclass(frozen=True)
+@dataclass
 class Tuner:
     """Runs the trials of a sweep.
 
@@ -141,7 +48,6 @@ class Tuner:
         device: to compute on.
         data_root: folder of the data sets.
         storage: URL of a database; None: a journal file in ``out``.
-        retried: numbers of trials that failed before :meth:`run` was called, by a mistake that may be mended by now.
     """
 
     sweep: Sweep
@@ -149,7 +55,7 @@ class Tuner:
     device: torch.device
     data_root: Path | None = None
     storage: str | None = None
-    retried: set[int] = field(default_factory=set)
+    _retried: frozenset[int] = field(default=frozenset(), init=False)  # failed earlier, by what may be mended by now
 
     @cached_property
     def study(self) -> optuna.Study:
@@ -159,11 +65,13 @@ class Tuner:
             UserError: it cannot be read or made, or its trials are of a sweep file that asked for something else.
         """
         try:
-            study = self._opened()
-        except (OSError, ImportError, ValueError, SQLAlchemyError) as error:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with held(self.out):
+                study = self._opened()
+                self._check(study)
+        except (OSError, ImportError, ValueError, SQLAlchemyError, StorageInternalError) as error:
             where = "--storage" if self.storage else self.out / "study.log"
             raise UserError(f"{where}: no study can be kept there: {str(error).partition(chr(10))[0]}") from None
-        self._check(study)
         return study
 
     def run(self) -> None:
@@ -171,7 +79,7 @@ class Tuner:
 
         Trials of other processes are waited for, unless they run on a machine that shares only the database.
         """
-        self.retried.update(trial.number for trial in self.failed())
+        self._retried = frozenset(trial.number for trial in self.study.trials if _is_mistake(trial))
         while self._left():
             with held(self.out):
                 claim = self._claim()
@@ -180,20 +88,23 @@ class Tuner:
             else:
                 self._do(claim)
 
-    def finished(self) -> list[FrozenTrial]:
-        """Return the trials that need nothing more: complete, pruned, diverged, or failed since :meth:`run` began.
-
-        A point of the grid counts once.
-        """
-        done = [trial for trial in self.study.trials if trial.state in _FINISHED or "diverged" in trial.user_attrs]
-        return self._once([*done, *self.failed()])
+    def done(self) -> list[FrozenTrial]:
+        """Return the trials that have a result: complete, pruned or diverged. A point of the grid counts once."""
+        return self._once(trial for trial in self.study.trials if _is_done(trial))
 
     def failed(self) -> list[FrozenTrial]:
-        """Return the trials that failed by a mistake since :meth:`run` began: no data, or values that do not fit."""
-        failed = [
-            trial for trial in self.study.trials if "error" in trial.user_attrs and trial.number not in self.retried
-        ]
-        return [trial for trial in failed if "diverged" not in trial.user_attrs]
+        """Return the trials that failed by a mistake since :meth:`run` began, but those that others make up for."""
+        mistakes = [one for one in self.study.trials if _is_mistake(one) and one.number not in self._retried]
+        return self._beside(self.done(), mistakes)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that need nothing more in this run: done or failed."""
+        return [*self.done(), *self.failed()]
+
+    def elsewhere(self) -> list[FrozenTrial]:
+        """Return what is missing because it runs where nobody here can see how it goes, or was lost there."""
+        running = [trial for trial in self.running() if self._is_elsewhere(trial)]
+        return self._beside(self.finished(), running)
 
     def running(self) -> list[FrozenTrial]:
         """Return the trials that have begun and are not finished."""
@@ -201,11 +112,23 @@ class Tuner:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of the complete trials, in order."""
-        complete = [trial for trial in self.finished() if trial.state is TrialState.COMPLETE]
+        complete = [trial for trial in self.done() if trial.state is TrialState.COMPLETE]
         return [{"trial": trial.number, "searched": trial.params, **trial.user_attrs["row"]} for trial in complete]
 
     def _opened(self) -> optuna.Study:
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Open or make the study.
+
+        Of machines that make the tables of a database at the same moment all but one are refused, and find them there
+        when they try again.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._made()
+            except (DBAPIError, StorageInternalError):
+                time.sleep(_PAUSE)
+        return self._made()
+
+    def _made(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         single = self.sweep.objective == "mean"
         return optuna.create_study(
@@ -231,9 +154,9 @@ class Tuner:
             )
 
     def _left(self) -> bool:
-        """Return whether a trial is neither finished nor run where nobody here can see how it goes."""
-        elsewhere = [trial for trial in self.running() if self._elsewhere(trial)]
-        return len(self._once([*self.finished(), *elsewhere])) < self.sweep.size
+        """Return whether a trial is neither finished nor run elsewhere."""
+        # in this order: what is finished elsewhere meanwhile may be missed for now, but is not counted twice
+        return len(self.finished()) + len(self.elsewhere()) < self.sweep.size
 
     def _once(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials, of a grid the first of each point: machines that start together may do one twice."""
@@ -242,25 +165,43 @@ class Tuner:
             found.setdefault(trial.user_attrs["cell"] if self.sweep.grid else trial.number, trial)
         return list(found.values())
 
+    def _beside(self, first: Sequence[FrozenTrial], others: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those of the others that stand for something that the sweep asks for beside the first."""
+        return self._once([*first, *others])[len(first) : self.sweep.size]
+
     def _claim(self) -> _Claim | None:
         """Take a trial whose process is gone, or else a new one; None when all are taken.
 
         Only one process at a time may do this in a folder.
         """
-        unheld = {one.number for one in self.running() if not self._elsewhere(one) and is_free(self._folder(one))}
-        running = self.running()  # again: a process lets go of the folder as soon as Optuna knows the result
-        for trial in running:
+        return self._take() or (self._take() if self._add() else None)
+
+    def _take(self) -> _Claim | None:
+        unheld = {one.number for one in self.running() if not self._is_elsewhere(one) and is_free(self._folder(one))}
+        for trial in self.running():  # again: a process lets go of the folder as soon as Optuna knows the result
             if trial.number in unheld:
                 # Optuna has no other way to go on with a trial; one that is told to have failed is lost
                 return self._hold(Trial(self.study, trial._trial_id))
+        return None
+
+    def _add(self) -> bool:
+        """Begin a trial, of a grid the first point that nobody has; return whether one was left.
+
+        It is there with all that it needs at once or not at all: Optuna's own way has moments at which a process that
+        is killed leaves a trial that nobody can tell from one of another machine.
+        """
+        running = self.running()
         taken = self._once([*self.finished(), *running])
         if len(taken) >= self.sweep.size:
-            return None
-        if self.sweep.grid and not self.study.get_trials(states=(TrialState.WAITING,)):
+            return False
+        attributes, point = {"where": self._where}, {}
+        if self.sweep.grid:
             keys = {trial.user_attrs["cell"] for trial in taken}
-            key = next(key for key in self.sweep.points if key not in keys)
-            self.study.enqueue_trial(self.sweep.points[key], {"cell": key})
-        return self._hold(self.study.ask())
+            attributes["cell"], point = next(item for item in self.sweep.points.items() if item[0] not in keys)
+        choices = {key: CategoricalDistribution(self.sweep.grid[key]) for key in point}
+        new = create_trial(state=TrialState.RUNNING, params=point, distributions=choices, user_attrs=attributes)
+        self.study.add_trial(new)
+        return True
 
     def _hold(self, trial: Trial) -> _Claim | None:
         """Give a trial its values and lock its folder; None when another process has it, or the values do not fit."""
@@ -284,7 +225,7 @@ class Tuner:
         """
         seed = int(np.random.SeedSequence([self.sweep.seed, trial.number]).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        values = {key: trial.suggest_categorical(key, list(grid)) for key, grid in self.sweep.grid.items()}
+        values = {key: trial.suggest_categorical(key, grid) for key, grid in self.sweep.grid.items()}
         for key, limits in self.sweep.space.items():
             values[key] = trial.suggest_float(key, limits.low, limits.high, log=limits.log)
         return values
@@ -318,9 +259,14 @@ class Tuner:
     def _folder(self, trial: FrozenTrial) -> Path:
         return self.out / "cells" / trial.user_attrs.get("cell", "unknown")
 
-    def _elsewhere(self, trial: FrozenTrial) -> bool:
+    @property
+    def _where(self) -> str:
+        return f"{socket.gethostname()}:{self.out.resolve()}"
+
+    def _is_elsewhere(self, trial: FrozenTrial) -> bool:
         """Return whether a trial runs on another machine: only a database can be shared without the folder."""
-        return self.storage is not None and not self._folder(trial).is_dir()
+        here = trial.user_attrs.get("where") == self._where or self._folder(trial).is_dir()
+        return self.storage is not None and not here
 
 
 class _Claim(NamedTuple):
@@ -353,3 +299,13 @@ class _Pruner:
         self._trial.report((last["held_out"]["natural"] + last["held_out"]["ibp"]) / 2, last["epoch"])
         if trainer.step < trainer.steps and self._trial.should_prune():
             raise optuna.TrialPruned
+
+
+def _is_done(trial: FrozenTrial) -> bool:
+    """Return whether a trial has a result; to diverge is one."""
+    return trial.state in _FINISHED or (trial.state is TrialState.FAIL and "diverged" in trial.user_attrs)
+
+
+def _is_mistake(trial: FrozenTrial) -> bool:
+    """Return whether a trial failed by what can be mended: no data, or values that do not fit."""
+    return trial.state is TrialState.FAIL and "error" in trial.user_attrs and "diverged" not in trial.user_attrs

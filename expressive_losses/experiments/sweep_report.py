@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.trial import TrialState
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.pareto import Point, hypervolume, pareto_front
@@ -27,7 +28,7 @@ def write(tuner: Tuner) -> dict[str, Any]:
     summary = {
         "sweep": tuner.sweep.name,
         "trials": len(rows),
-        "pruned or diverged": len(tuner.finished()) - len(tuner.failed()) - len(rows),
+        "pruned or diverged": sum(trial.state is not TrialState.COMPLETE for trial in tuner.done()),
         "failed": len(tuner.failed()),
         "still running": len(tuner.running()),
         "images": rows[0]["verify"]["held_out"]["images"] if rows else 0,
@@ -45,6 +46,21 @@ def write(tuner: Tuner) -> dict[str, Any]:
     if rows:
         draw(points, front, summary, tuner.out / "front.png")
     return summary
+
+
+def complaint(tuner: Tuner) -> str:
+    """Return what is missing at the end of a run, and what to do about it; nothing if all is there."""
+    parts = []
+    if failed := tuner.failed():
+        again = "tries anew" if tuner.sweep.grid else "tries other values in their place"
+        parts.append(f"{len(failed)} of the trials failed, the same command {again}: {failed[0].user_attrs['error']}")
+    if elsewhere := tuner.elsewhere():
+        places = sorted({trial.user_attrs.get("where", "a place unknown") for trial in elsewhere})
+        parts.append(
+            f"{len(elsewhere)} of the trials run on another machine or were lost there, the same command goes on with "
+            f"them at {', '.join(places)}"
+        )
+    return "; ".join(parts)
 
 
 def _export(tuner: Tuner, rows: Sequence[dict[str, Any]], folder: Path) -> None:

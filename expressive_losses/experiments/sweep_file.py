@@ -1,0 +1,112 @@
+"""Sweep files: what is tuned, over which values, judged how.
+
+A sweep file names a config, what to search, and how long::
+
+    config: ../../configs/quick/mnist_0.3/mtl_ibp.yaml
+    validation: 10000                         images of the training set held out (or a share)
+    set: {training.epochs: 4}
+    search: {optimizer.lr: {low: 1.0e-4, high: 5.0e-3, log: true}}     beside the loss's own search space
+    grid: {method.alpha: [0.01, 0.1]}         in place of a search: every combination once
+    objective: pareto                         or mean: of the two accuracies, with pruning
+    verify: {bound: ibp}
+    trials: 20
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from expressive_losses import config as configs
+from expressive_losses.config import Config, Section
+from expressive_losses.errors import UserError
+from expressive_losses.experiments.grid import Cell, assignments_of
+from expressive_losses.experiments.spec import Verification
+from expressive_losses.registry import explain
+
+
+class Range(Section):
+    """An interval to search, on a logarithmic scale if asked for."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Sweep(Section):
+    """A sweep file."""
+
+    name: str
+    config: Path
+    set: dict[str, Any] = {}
+    search: dict[str, Range] = {}
+    grid: dict[str, tuple[Any, ...]] = {}
+    objective: Literal["pareto", "mean"] = "pareto"
+    validation: float = Field(0.2, gt=0, description="held out of the training set: a share below 1, or a number")
+    verify: Verification = Verification(bound="ibp")
+    trials: PositiveInt = 20
+    seed: int = 0
+
+    @cached_property
+    def base(self) -> Config:
+        """The config without anything searched."""
+        return configs.load(self.config, [configs.parse_assignment(text) for text in assignments_of(self.set)])
+
+    @property
+    def space(self) -> dict[str, Range]:
+        """What is searched: the loss's own search space, and the file's; nothing of it is in the grid."""
+        own = {f"method.{key}": Range(**limits) for key, limits in self.base.method.search_space.items()}
+        return {key: limits for key, limits in {**own, **self.search}.items() if key not in self.grid and not self.grid}
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """The points of the grid, in the order of the file, by the key of the cell that each trains."""
+        products = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
+        return {self.cell(point).key: point for point in products} if self.grid else {}
+
+    @property
+    def size(self) -> int:
+        """The number of trials."""
+        return len(self.points) if self.grid else self.trials
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a trial means: of two sweeps that differ here, neither may take the other's trials as its own."""
+        return {
+            "config": self.base.fingerprint(),
+            "validation": self.validation,
+            "verify": self.verify.model_dump(mode="json"),
+            "objective": self.objective,
+            "search": {key: limits.model_dump() for key, limits in self.space.items()},
+            "grid": {key: list(values) for key, values in self.grid.items()},
+        }
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """Return what a trial trains and verifies."""
+        fixed = {**self.set, "validation": self.validation}
+        asked = self.verify.model_copy(update={"split": "validation"})
+        return Cell(self.config, assignments_of(fixed, values), self.base.training.seed, {"held_out": asked})
+
+
+def load(path: Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        UserError: unreadable, a key or value that does not fit, or nothing to search.
+    """
+    values = configs.read(path)
+    try:
+        config = (Path(path).parent / str(values.get("config", ""))).resolve()
+        sweep = Sweep.model_validate({**values, "name": Path(path).stem, "config": config})
+    except ValidationError as error:
+        raise UserError(f"{path}: {explain(error, Sweep)}") from None
+    if not sweep.grid and not sweep.space:
+        raise UserError(
+            f"{path}: nothing to search: method '{sweep.base.method.name}' has no search space, add `search:`"
+        )
+    return sweep
