@@ -20,10 +20,11 @@ from expressive_losses.experiments import grid
 from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page, rows_file
-from expressive_losses.experiments.rows import by_command
+from expressive_losses.experiments.rows import by_command, cells_of_page, found
 from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import Line, lines, pick
+from expressive_losses.results import read_rows
 from expressive_losses.verify import build_stages
 
 
@@ -57,6 +58,15 @@ def test_committed_pages_are_those_of_the_committed_rows(path, scale, monkeypatc
     assert _rows(path, scale).with_suffix(".md").read_text() == page(load(path), scale, ROOT / "results")
     for line in _rows(path, scale).read_text().splitlines():
         assert {"device", "time", "git", "command", "images", "seed"} <= set(json.loads(line))
+
+
+@pytest.mark.parametrize("path, scale", committed(), ids=lambda value: getattr(value, "stem", value))
+def test_every_committed_row_is_on_its_page(path, scale):
+    """The row of a grid that was changed since would stay, and nobody would see it."""
+    rows = by_command(read_rows(_rows(path, scale)))
+    cells = [cell for cell in cells_of_page(load(path), scale, rows) if cell.runs]
+    shown = {id(row) for cell in cells if (row := found(cell, rows)) is not None}
+    assert not [row["command"] for row in rows.values() if id(row) not in shown]
 
 
 def test_the_overview_is_that_of_the_committed_rows(monkeypatch):
