@@ -183,7 +183,7 @@ def test_a_page_that_cannot_be_made_costs_no_other_and_no_summary(tmp_path, monk
     kind = CellsFailed if bug or fails else UserError
     with pytest.raises(kind, match=why) as raised:
         main(["run", *map(str, paths), *where, "--data-dir", str(tmp_path)])
-    assert ("bad cnn_tiny small seed 100: data set 'mnist'" in str(raised.value)) is fails
+    assert ("bad cnn_tiny small seed 100 and 1 more: data set 'mnist'" in str(raised.value)) is fails
     shown = capsys.readouterr()
     assert f"1 done, 1 there before, {2 * fails} failed" in shown.out
     assert ("Traceback" in shown.err) is bug

@@ -38,6 +38,20 @@ def entry(**changes) -> dict:
             {"columns": {"natural": {"figure": "verify.ipb.natural"}}},
             r"columns\.natural\.figure: unknown 'ipb'; did you mean 'ibp'\?",
         ),
+        (
+            {"columns": {"natural": {"figure": "verify.ibp.verifed"}}},
+            r"columns\.natural\.figure: unknown 'verifed'; did you mean 'verified'\?",
+        ),
+        ({"columns": {"natural": {"figure": "verfy.ibp.natural"}}}, r"columns\.natural\.figure: unknown 'verfy'"),
+        (
+            {"columns": {"natural": {"figure": "verify.ibp.natural.x"}}},
+            r"columns\.natural\.figure: expected 3 names with dots between them, got verify\.ibp\.natural\.x",
+        ),
+        ({"columns": {"natural": {"figure": "verify.ibp"}}}, r"columns\.natural\.figure: expected 3 names"),
+        (
+            {"columns": {"natural": {"figure": "measures.losses.own"}}},
+            r"columns\.natural\.figure: unknown 'losses'; there are none",
+        ),
         (entry(verify={"bab": None}), r"entries\.0\.verify: unknown 'bab'; known: ibp"),
         (
             entry(verify={"ibp": {"bounds": "ibp"}}),
@@ -61,6 +75,10 @@ def entry(**changes) -> dict:
 def test_a_name_that_nothing_has_is_named_with_its_key(tmp_path, changes, complaint):
     with pytest.raises(UserError, match=rf"table\.yaml: {complaint}"):
         load(write(tmp_path, **changes))
+
+
+def test_a_seed_twice_is_one_run(tmp_path):
+    assert [cell.seed for cell in grid.cells(load(write(tmp_path)), "smoke", [1, 1])] == [1, 1], "of two alphas"
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,20 @@ def test_the_test_set_cannot_be_asked(tmp_path):
     assert "--split validation" in cell.commands[1]
 
 
+def test_a_mistake_in_what_verifies_is_found_before_anything_is_trained(tmp_path):
+    with pytest.raises(UserError, match=r"tune\.yaml: verify: unknown bound 'ipb'"):
+        sweep_file.load(write(tmp_path, verify={"bound": "ipb"}))
+
+
+def test_a_sweep_of_which_all_trials_failed_by_a_mistake_may_be_changed(tmp_path):
+    values = {"grid": {"data": ["mnist"]}}
+    sweep.Tuner(sweep_file.load(write(tmp_path, **values)), tmp_path, torch.device("cpu"), tmp_path / "nowhere").run()
+    mended = {"grid": {"method.alpha": [0.5]}}
+    tuner = sweep.Tuner(sweep_file.load(write(tmp_path, **mended)), tmp_path, torch.device("cpu"))
+    tuner.run()
+    assert [row["searched"] for row in tuner.rows()] == [{"method.alpha": 0.5}]
+
+
 def test_nothing_to_search_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nothing to search"):
         sweep_file.load(write(tmp_path, set={"method": "standard"}))

@@ -74,6 +74,8 @@ def report_command(arguments: Sequence[str]) -> None:
     parser = _parser("report", report_command.__doc__)
     _add_files(parser)
     options = parser.parse_args(arguments)
+    if options.results is None and not options.runs.is_dir():
+        raise UserError(f"--runs {options.runs}: no such folder")
     _complain([], _render_all([load(path) for path in options.files], options))
 
 
@@ -246,7 +248,12 @@ def _complain(failed: Sequence[Result], unrendered: Mapping[str, Exception]) -> 
         UserError: only pages are missing, by mistakes of the user.
         CellsFailed: else.
     """
-    cells = [f"{' '.join(r.cell.labels.values())} seed {r.cell.seed}: {r.error}" for r in failed]
+    named: dict[str, list[str]] = {}
+    for result in failed:
+        named.setdefault(str(result.error), []).append(
+            f"{' '.join(result.cell.labels.values())} seed {result.cell.seed}"
+        )
+    cells = [f"{one[0]}{f' and {len(one) - 1} more' if len(one) > 1 else ''}: {error}" for error, one in named.items()]
     pages = [f"{name} is not rendered: {_reason(error)}" for name, error in unrendered.items()]
     if pages and not cells and all(isinstance(error, UserError) for error in unrendered.values()):
         raise UserError("; ".join(pages))

@@ -142,7 +142,7 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             axis of a figure without numbers.
     """
     change = experiment.scales.get(scale, ScaleSpec())
-    chosen = tuple(seeds or change.seeds or experiment.seeds)
+    chosen = tuple(dict.fromkeys(seeds or change.seeds or experiment.seeds))
     found, known = [], []
     for entry, path, values in _files(experiment, scale):
         changes = {key: value for key, value in change.set.items() if value is not None}

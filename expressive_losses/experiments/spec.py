@@ -197,8 +197,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _names_are_known(self):
         for name, column in self.columns.items():
-            if column.verification is not None:
-                _expect(f"columns.{name}.figure", [column.verification], self.verify)
+            self._check_path(f"columns.{name}.figure", column)
         published = {column.published_path[0] for column in self.columns.values() if column.published}
         for number, entry in enumerate(self.entries):
             _expect(f"entries.{number}.verify", entry.verify, self.verify)
@@ -211,6 +210,17 @@ class Experiment(Section):
             _expect("figure.panels", self.figure.panels, self.lines)
         return self
 
+    def _check_path(self, key: str, column: Column) -> None:
+        """Raise a ValueError where a column's path leads nowhere in any row."""
+        kind, *rest = column.path
+        _expect(key, [kind], ("verify", "measures", *_TRAINED))
+        known = {"verify": (self.verify, () if column.stage else _VERIFIED), "measures": (self.measures,)}.get(kind, ())
+        for part, names in zip(rest, known, strict=False):
+            _expect(key, [part], names)
+        length = 1 + sum(map(bool, known)) + (kind == "measures")  # what a measure is of, it says itself
+        if len(column.path) != length:
+            raise ValueError(f"{key}: expected {length} names with dots between them, got {'.'.join(column.path)}")
+
     def _of_axis(self, figure: Figure) -> Iterable[str]:
         return self.columns if figure.kind == "scatter" else self.lines
 
@@ -220,6 +230,9 @@ class Experiment(Section):
         return (*self.observe, *_HELD_OUT) if figure.kind == "epochs" else self.columns
 
 
+#: The figures of a row that are of the training itself, and those of each verification.
+_TRAINED = ("natural", "adversarial", "ibp", "training_seconds")
+_VERIFIED = ("natural", "adversarial", "verified")
 #: What an entry of published figures may say beside figures.
 ABOUT = ("source", "table", "verified_by", "note", "others")
 #: What training measures of the held-out images after an epoch, whatever else is observed.

@@ -142,7 +142,7 @@ class Tuner:
     def _check(self, study: optuna.Study) -> None:
         """Keep with a new study what the sweep asks for; refuse trials of a sweep that asked for something else."""
         asked = self.sweep.asked
-        if not study.trials:
+        if all(map(_is_mistake, study.trials)):  # nothing was found yet that could be taken for something else
             study.set_user_attr("asked", asked)
         former = study.user_attrs.get("asked", {})
         changed = [key for key, value in asked.items() if former.get(key) != value]
