@@ -7,21 +7,13 @@ from collections.abc import Iterator
 from expressive_losses.experiments.groups import in_short
 from expressive_losses.experiments.page import Page
 from expressive_losses.experiments.spec import Column, Experiment
-from expressive_losses.experiments.table import Line, Value
+from expressive_losses.experiments.table import STAGES, Line, Value
 from expressive_losses.verify import build_stages
 
 #: Percentage points from which on a difference is marked.
 MARKED = 1.0
 
 _CASCADE = "the cascade, which ends in branch-and-bound"
-_STAGES = {
-    "ibp": "IBP",
-    "crown": "CROWN",
-    "crown-ibp": "CROWN-IBP",
-    "alpha-crown": "alpha-CROWN",
-    "bab": "branch-and-bound",
-    "mip": "a MIP solver",
-}
 #: Stages that prove nothing.
 _NO_PROOF = ("clean", "pgd")
 _STATISTICS = {
@@ -83,14 +75,13 @@ def _of_columns(experiment: Experiment, page: Page) -> list[str]:
 
 
 def _meanings(name: str, column: Column, page: Page) -> Iterator[str]:
-    path = column.figure.split(".") if isinstance(column.figure, str) else column.figure
     if column.statistic in _STATISTICS:
         yield _STATISTICS[column.statistic]
     if column.stage is not None:
-        yield f"verified by {_STAGES.get(column.stage, column.stage)} alone"
-    elif path[-1] == "adversarial" and column.percent:
+        yield f"verified by {STAGES.get(column.stage, column.stage)} alone"
+    elif column.path[-1] == "adversarial" and column.percent:
         yield "still right under PGD"
-    elif path[-1] == "verified":
+    elif column.path[-1] == "verified":
         yield from _proven(name, column, page)
 
 
@@ -110,4 +101,4 @@ def _verifier(bound: str) -> str:
     if bound == "cascade":
         return _CASCADE
     names = [stage.name for stage in build_stages(bound) if stage.name not in _NO_PROOF]
-    return ", then ".join(_STAGES.get(name, name) for name in names)
+    return ", then ".join(STAGES.get(name, name) for name in names)

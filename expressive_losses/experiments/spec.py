@@ -214,10 +214,11 @@ class Experiment(Section):
         """Raise a ValueError where a column's path leads nowhere in any row."""
         kind, *rest = column.path
         _expect(key, [kind], ("verify", "measures", *_TRAINED))
-        known = {"verify": (self.verify, () if column.stage else _VERIFIED), "measures": (self.measures,)}.get(kind, ())
+        verified = [self.verify] if column.stage else [self.verify, _VERIFIED]
+        known = {"verify": verified, "measures": [self.measures]}.get(kind, [])
         for part, names in zip(rest, known, strict=False):
             _expect(key, [part], names)
-        length = 1 + sum(map(bool, known)) + (kind == "measures")  # what a measure is of, it says itself
+        length = 1 + len(known) + (kind == "measures")  # what a measure is of, it says itself
         if len(column.path) != length:
             raise ValueError(f"{key}: expected {length} names with dots between them, got {'.'.join(column.path)}")
 

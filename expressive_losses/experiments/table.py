@@ -155,13 +155,21 @@ def _notes(experiment: Experiment, published: Mapping[str, Any], values: Mapping
     source, verifier = published.get("source"), published.get("verified_by")
     said = [
         source if source and source != experiment.source else None,
-        f"verified by {_VERIFIERS.get(verifier, verifier)}" if verifier else None,
+        f"verified by {STAGES.get(verifier.replace('_', '-'), verifier)}" if verifier else None,
         note,
     ]
     return tuple(text for text in said if text)
 
 
-_VERIFIERS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "bab": "branch-and-bound", "mip": "a MIP solver"}
+#: Verifiers in words, by the names of verify.py.
+STAGES = {
+    "ibp": "IBP",
+    "crown": "CROWN",
+    "crown-ibp": "CROWN-IBP",
+    "alpha-crown": "alpha-CROWN",
+    "bab": "branch-and-bound",
+    "mip": "a MIP solver",
+}
 
 
 def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
