@@ -27,8 +27,12 @@ EXPERIMENT = {
 
 
 def write(folder: Path, config=CONFIG, **changes) -> Path:
+    """Write the small experiment, changed; the label of its axis is one of its lines where some entry has that axis."""
+    values = {**EXPERIMENT, **changes}
+    if "method.alpha" not in yaml.safe_dump([values["entries"], values["scales"]]) and "lines" not in changes:
+        values["lines"] = ["method"]
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
-    (folder / "table.yaml").write_text(yaml.safe_dump({**EXPERIMENT, **changes}))
+    (folder / "table.yaml").write_text(yaml.safe_dump(values))
     return folder / "table.yaml"
 
 

@@ -69,6 +69,14 @@ def entry(**changes) -> dict:
             r"entries\.0\.published: others: expected figures by radius, got {'0\.1': 90\.0}",
         ),
         (entry(also_published={"second": 9}), r"entries\.0\.published: unknown 'second'"),
+        (
+            entry(verify={"ibp": {"bound": "crwon"}}),
+            r"entries\.0\.verify\.ibp: unknown bound 'crwon'; did you mean 'crown'",
+        ),
+        ({"verify": {"ibp": {"bound": "ipb"}}}, r"verify\.ibp: unknown bound 'ipb'"),
+        ({"verify": {"ibp": {"options": {"bab.timout": 3}}}}, r"verify\.ibp: .*timout"),
+        ({"verify": {"ibp": {"eps": "8"}}}, r"verify\.ibp\.eps: radii are .*did you mean 8/255\?"),
+        (entry(tested=["0.1", "8"]), r"entries\.0\.tested\.1: radii are .*did you mean 8/255\?"),
         (entry(published={"others": {"0.1": {"natrual": 90.0}}}), r"entries\.0\.published: unknown 'natrual'"),
     ],
 )
@@ -109,6 +117,31 @@ def test_labels_that_no_cell_has_together_are_no_grid_and_an_empty_list_is_meant
     assert not any(cell.runs for cell in cells)
     text = render.markdown(load(path), "cpu", lines(load(path), cells, {}))
     assert "only" not in text.partition("0 cells of this scale")[2]
+
+
+def test_a_label_of_the_lines_that_no_cell_has_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"table: lines: no cell has the label 'alhpa'; did you mean 'alpha'\?"):
+        grid.cells(load(write(tmp_path, lines=["method", "alhpa"])), "smoke")
+    entries = [ENTRY, {"config": "small.yaml"}]
+    assert grid.cells(load(write(tmp_path, entries=entries)), "smoke"), "one that some cells have is known"
+
+
+def test_a_stage_that_is_not_run_is_named(tmp_path):
+    columns = {"by CROWN": {"figure": "verify.ibp", "stage": "crwon"}}
+    verify = {"ibp": {"bound": "ibp,crown"}}
+    with pytest.raises(UserError, match=r"columns\.by CROWN\.stage: no stage 'crwon' is run; did you mean 'crown'\?"):
+        grid.cells(load(write(tmp_path, columns=columns, verify=verify)), "smoke")
+
+
+def test_options_that_do_not_fit_the_stages_of_an_entry_are_named(tmp_path):
+    """Those of the experiment are of stages that it does not run itself."""
+    path = write(
+        tmp_path,
+        verify={"ibp": {"bound": "ibp", "options": {"bab.timout": 3}}},
+        **entry(verify={"ibp": {"bound": "bab"}}),
+    )
+    with pytest.raises(UserError, match=r"table: verify\.ibp of small\.yaml: .*timout"):
+        grid.cells(load(path), "smoke")
 
 
 def test_a_published_figure_that_no_line_has_is_named(tmp_path):

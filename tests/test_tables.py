@@ -141,14 +141,18 @@ def test_figures_of_different_numbers_of_images_say_so(tmp_path):
         "by IBP": {"figure": "verify.ibp", "stage": "ibp"},
         "by CROWN": {"figure": "verify.ibp", "stage": "crown"},
     }
-    experiment = load(write(tmp_path, columns=columns))
+    both = {"verify": {"ibp": {"bound": "ibp,crown", "first": 8}}}
+    (entry,) = EXPERIMENT["entries"]
+    ways = {0.1: {"bound": "ibp"}, 0.5: {}}
+    entries = [{**entry, "axes": {"method.alpha": [alpha]}, "verify": {"ibp": way}} for alpha, way in ways.items()]
+    experiment = load(write(tmp_path, columns=columns, entries=entries, **both))
     cells = grid.cells(experiment, "smoke")
     rows = by_command([{**made_up(cells[0], 50.0), "natural": 70.0}])
     text = render.markdown(experiment, "smoke", lines(experiment, cells, rows))
     # by IBP: 2 of the 8 images; CROWN did not run
     assert "| not run | 25.00 (of 8) | 70.00 (of 360) | 50.00 (of 8) | 1 | " in text
     del columns["natural"]
-    experiment = load(write(tmp_path, columns=columns))
+    experiment = load(write(tmp_path, columns=columns, entries=entries, **both))
     assert "| not run | 25.00 | 50.00 | 1 | 8 |" in render.markdown(experiment, "smoke", lines(experiment, cells, rows))
 
 

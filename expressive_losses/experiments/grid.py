@@ -12,13 +12,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from expressive_losses import config as configs
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.settings import plain, replaced, replaced_in_verification
 from expressive_losses.experiments.spec import Entry, Experiment, Scale, ScaleSpec, Verification, at
-from expressive_losses.registry import suggest
-from expressive_losses.verify import build_stages
+from expressive_losses.registry import explain, suggest
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ def cells(experiment: Experiment, scale: Scale, seeds: Sequence[int] | None = No
             }
             found += [Cell(path, assignments, seed, **shared) for seed in chosen]
     _check_only(f"{experiment.name}: scales.{scale}.only", change.only, known)
+    _check_lines(experiment, known)
     _check_published(experiment, found)
+    _check_stages(experiment, found)
     _check_numbers(experiment, known)
     return found
 
@@ -184,6 +187,24 @@ def _check_only(place: str, only: Mapping[str, Sequence[str]], known: Sequence[M
     chosen = any(all(labels.get(key) in values for key, values in only.items()) for labels in known)
     if all(only.values()) and not chosen:
         raise UserError(f"{place}: no cell has all of these labels")
+
+
+def _check_lines(experiment: Experiment, known: Sequence[Mapping[str, str]]) -> None:
+    """Raise a UserError for a label of the lines that no cell has: its column would be empty."""
+    there = sorted({key for labels in known for key in labels})
+    for name in experiment.lines if there else ():
+        if name not in there:
+            raise UserError(f"{experiment.name}: lines: no cell has the label '{name}'{suggest(name, there)}")
+
+
+def _check_stages(experiment: Experiment, found: Sequence[Cell]) -> None:
+    """Raise a UserError for a column of a stage that no verification of its name runs."""
+    for key, column in experiment.columns.items():
+        asked = [cell.verifications[name] for cell in found if (name := column.verification) in cell.verifications]
+        there = list(dict.fromkeys(stage for one in asked for stage in one.stages))
+        if column.stage and asked and column.stage not in there:
+            place = f"{experiment.name}: columns.{key}.stage"
+            raise UserError(f"{place}: no stage '{column.stage}' is run{suggest(column.stage, there)}")
 
 
 def _check_published(experiment: Experiment, found: Sequence[Cell]) -> None:
@@ -251,8 +272,7 @@ def _parsed(assignment: str) -> Mapping[str, Any]:
 
 def _options(asked: Verification) -> dict[str, Any]:
     """Return the options of the stages that run."""
-    stages = {stage.name for stage in build_stages(asked.bound)}
-    return {key: value for key, value in asked.options.items() if key.partition(".")[0] in stages}
+    return {key: value for key, value in asked.options.items() if key.partition(".")[0] in asked.stages}
 
 
 def _files(experiment: Experiment, scale: Scale) -> Iterator[tuple[Entry, Path, Mapping[str, Any]]]:
@@ -337,7 +357,11 @@ def _verifications(experiment: Experiment, entry: Entry, scale: Scale, radius: s
         parts = (asked.model_dump(), own, change, here)
         options = {key: value for part in parts for key, value in part.get("options", {}).items()}
         fields = {key: value for part in parts for key, value in part.items()}
-        found[name] = Verification(**{**fields, **tested, "options": options})
+        try:
+            found[name] = Verification(**{**fields, **tested, "options": options})
+        except ValidationError as error:
+            place = f"{experiment.name}: verify.{name} of {entry.config}"
+            raise UserError(f"{place}: {explain(error, Verification)}") from None
     return found
 
 

@@ -5,9 +5,7 @@ Every field that differs is said; what has no words of its own is named by its k
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,7 +13,6 @@ from pydantic import BaseModel
 from expressive_losses.config import Config, Radius
 from expressive_losses.experiments.spec import Verification
 from expressive_losses.registry import Plugin
-from expressive_losses.verify import build_stages
 
 #: Fields that change no figure of a table, or that a page says by itself (seeds).
 SILENT = frozenset(
@@ -50,7 +47,7 @@ def replaced_in_verification(ours: Verification, paper: Verification) -> list[st
         found.append(f"{ours.split} images")
     if ours.first != paper.first:
         found.append("all images" if ours.first is None else f"first {ours.first} images")
-    mine, theirs = stages(ours), stages(paper)
+    mine, theirs = ours.stages, paper.stages
     if set(mine) != set(theirs):
         found.append(f"verified by {', '.join(mine)}")
     for name in [name for name in mine if name in theirs]:
@@ -77,22 +74,6 @@ def differing(ours: BaseModel, theirs: BaseModel, path: str = "") -> Iterator[tu
             yield from differing(mine, other, f"{key}.")
         else:
             yield key, mine
-
-
-def stages(asked: Verification) -> Mapping[str, Mapping[str, Any]]:
-    """Return the stages of a verification by name, each with all its options."""
-    return _stages(asked.bound, json.dumps(asked.options))
-
-
-@lru_cache(maxsize=256)
-def _stages(bound: str, options: str) -> Mapping[str, Mapping[str, Any]]:
-    names = {stage.name for stage in build_stages(bound)}
-    given: dict[str, dict[str, Any]] = {}
-    for key, value in json.loads(options).items():
-        name, _, field = key.partition(".")
-        if name in names:
-            given.setdefault(name, {})[field] = value
-    return {stage.name: stage.spec() for stage in build_stages(bound, given)}
 
 
 def plain(value: Any) -> str:

@@ -21,19 +21,26 @@ A file may ``extends:`` another, as configs do.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from expressive_losses import config as configs
-from expressive_losses.config import Section
+from expressive_losses.config import Radius, Section
 from expressive_losses.errors import UserError
 from expressive_losses.registry import explain, suggest
+from expressive_losses.verify import build_stages
 
 Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
+
+
+#: A radius in pixel units as it was written, by which tables find its figures.
+RadiusText = Annotated[str, AfterValidator(lambda text: Radius.parse(text).text)]
 
 
 class Verification(Section):
@@ -43,10 +50,34 @@ class Verification(Section):
     """
 
     bound: str = "cascade"
-    eps: str | None = Field(None, description="radius in pixel units; null: the one trained for")
+    eps: RadiusText | None = Field(None, description="radius in pixel units; null: the one trained for")
     first: PositiveInt | None = Field(None, description="only the first N images")
     split: Literal["test", "train", "validation"] = "test"
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _can_be_built(self):
+        try:
+            _ = self.stages
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def stages(self) -> Mapping[str, Mapping[str, Any]]:
+        """The stages that run by name, each with all its options."""
+        return _stages(self.bound, json.dumps(self.options))
+
+
+@lru_cache(maxsize=256)
+def _stages(bound: str, options: str) -> Mapping[str, Mapping[str, Any]]:
+    names = {stage.name for stage in build_stages(bound)}
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in json.loads(options).items():
+        name, _, field = key.partition(".")
+        if name in names:
+            given.setdefault(name, {})[field] = value
+    return {stage.name: stage.spec() for stage in build_stages(bound, given)}
 
 
 def _of_a_verification(fields: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +171,9 @@ class Entry(Section):
         description="in place of the config's `paper`, `others` by radius; a figure: a number, or {mean, deviation}",
     )
     also_published: dict[str, Any] = Field({}, description="figures beside those, of the radius of the test")
-    tested: tuple[str, ...] = Field((), description="radii in place of the trained one: a line each, one network")
+    tested: tuple[RadiusText, ...] = Field(
+        (), description="radii in place of the trained one: a line each, one network"
+    )
     verify: dict[str, Change | None] = Field(
         {}, description="fields of verifications in place of the experiment's; null: not asked of these"
     )

@@ -26,7 +26,6 @@ from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.grid import Cell, assignments_of
-from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import Verification
 from expressive_losses.registry import explain
 
@@ -106,10 +105,6 @@ def load(path: Path) -> Sweep:
         sweep = Sweep.model_validate({**values, "name": Path(path).stem, "config": config})
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, Sweep)}") from None
-    try:
-        stages(sweep.verify)
-    except UserError as error:
-        raise UserError(f"{path}: verify: {error}") from None
     if not sweep.grid and not sweep.space:
         raise UserError(
             f"{path}: nothing to search: method '{sweep.base.method.name}' has no search space, add `search:`"
