@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from experimenting import CONFIG, PAPERS, cells_of, experiment_of, full_row, write
+from experimenting import CONFIG, PAPERS, cells_of, experiment_of, full_row, made_up, write
 
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
@@ -73,6 +73,17 @@ def test_a_series_has_the_same_place_in_all_panels(tmp_path, kind):
     assert of_a[0] % 1 == pytest.approx(of_a[1] % 1), "A is left of its value in both"
     assert of_b % 1 != pytest.approx(of_a[1] % 1)
     assert list(places[1]) == ["A", "B"]
+
+
+def test_a_bar_of_nothing_says_so(tmp_path):
+    """An accuracy of 0 that was measured is told from one that was not."""
+    columns = {"natural": {"figure": "verify.ibp.natural"}}
+    figure = {"kind": "bars", "x": "alpha", "y": ["natural"]}
+    experiment = load(write(tmp_path, columns=columns, figure=figure))
+    cells = grid.cells(experiment, "smoke")
+    rows = by_command([made_up(cells[0], 0.0)])
+    (axis,) = drawn(experiment, "smoke", lines(experiment, cells, rows), cells, rows)
+    assert [text.get_text() for text in axis.texts] == ["0"]
 
 
 def _x(handle) -> list[float]:

@@ -274,6 +274,8 @@ def _bars(panel: _Panel) -> None:
             error = [line.values[name].deviation or 0.0 for line in shown]
             label = panel.called(key, name)
             axis.bar(x, heights, width, yerr=error, color=panel.look(label)["color"], label=label)
+            for place in (place for place, height in zip(x, heights, strict=True) if height == 0):
+                axis.annotate("0", (place, 0), ha="center", va="bottom", fontsize=6)  # else it looks as if not run
     axis.set(xlabel=spec.x, ylabel=spec.ylabel)
 
 
