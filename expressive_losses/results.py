@@ -23,11 +23,10 @@ def row_of(run: Path) -> dict[str, Any]:
     """Return the row of a finished run directory.
 
     Raises:
-        UserError: when the run has no summary yet.
+        UserError: when the run has no summary yet, or a damaged one.
     """
     try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        summary, environment = _read(run / "summary.json"), _read(run / "environment.json")
     except OSError:
         raise UserError(f"{run}: not a finished run (no summary.json)") from None
     summary.pop("checkpoint", None)
@@ -43,7 +42,7 @@ def write_rows(runs: Sequence[Path], path: Path) -> None:
 
 def verification_of(folder: Path) -> dict[str, Any]:
     """Return the figures of a finished verification, what it asked, and the commits that computed it."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = _read(folder / "summary.json")
     figures = ("images", "natural", "adversarial", "verified", "status", "decided_by", "seconds")
     settings = summary["settings"]
     return {
@@ -51,6 +50,13 @@ def verification_of(folder: Path) -> dict[str, Any]:
         **{key: settings[key] for key in QUESTION},
         "git": list(dict.fromkeys(made["git"] for made in settings["made_with"])),
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: damaged; delete it, and its run or verification goes on with --resume") from None
 
 
 def _portable(command: Sequence[str]) -> str:

@@ -256,6 +256,42 @@ def test_two_processes_share_the_work(tmp_path, capsys):
     assert [row["labels"]["alpha"] for row in rows_of(path)] == ["0.1", "0.5"]
 
 
+def test_a_dry_run_lists_what_is_left(tmp_path, capsys):
+    path = write(tmp_path)
+    run(path, "--shard", "0/2")
+    verified, trained = grid.cells(load(path), "smoke")
+    capsys.readouterr()
+    run(path, "--dry-run")
+    shown = capsys.readouterr().out
+    assert trained.key in shown and verified.key not in shown
+    assert "1 cells, 1 networks to train; 1 cells are there" in shown
+    shutil.rmtree(next((tmp_path / "runs" / "cells" / verified.key).glob("verify-*")))
+    run(path, "--dry-run")
+    assert "2 cells, 1 networks to train; 0 cells are there" in capsys.readouterr().out, "one is to be verified only"
+
+
+def test_a_damaged_summary_is_named_and_made_again_without_it(tmp_path, capsys):
+    path = write(tmp_path)
+    run(path, "--shard", "0/2")
+    before = rows_of(path)
+    summary = next((tmp_path / "runs" / "cells").glob("*/run/summary.json"))
+    summary.write_text('{"natural": 9')
+    with pytest.raises(UserError, match=r"summary\.json: damaged; delete it"):
+        run(path, "--shard", "0/2")
+    summary.unlink()
+    capsys.readouterr()
+    run(path, "--shard", "0/2")
+    assert "1 done, 0 there before, 0 failed" in capsys.readouterr().out
+    figures = [{key: row[key] for key in ("natural", "ibp", "adversarial")} for row in (*before, *rows_of(path))]
+    assert figures[0] == figures[1]
+
+
+def test_seeds_are_whole_numbers_from_0(tmp_path):
+    for text in ("-1", "1.5", "a"):
+        with pytest.raises(UserError, match=f"--seeds {text}: expected whole numbers from 0"):
+            run(write(tmp_path), "--seeds", text)
+
+
 def test_shards_fill_one_table(tmp_path):
     path = write(tmp_path)
     for index in range(2):

@@ -41,6 +41,22 @@ def test_hypervolume_of_literal_points():
     assert hypervolume([]) == 0
 
 
+def test_each_trial_says_how_it_ended(tmp_path, work, capsys):
+    """Hours go by in a sweep: what it found so far, with the values, is on the screen."""
+    _, effects = work
+    path = write(tmp_path, grid={"method.alpha": [0.1, 0.5]})
+
+    def diverge(folder):
+        effects.clear()
+        raise Diverged("the loss is not finite")
+
+    effects.append(diverge)
+    run(path)
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "[1 of 2] trial 0 (method.alpha 0.1): failed: the loss is not finite"
+    assert second == "[2 of 2] trial 1 (method.alpha 0.5): 90.00 % natural, 80.00 % verified"
+
+
 def test_a_grid_is_done_once_its_front_is_exported_and_held_out_images_judge(tmp_path):
     path = write(tmp_path, grid={"method.alpha": [0.1, 0.5]}, validation=0.2)
     summary = run(path)

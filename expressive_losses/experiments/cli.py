@@ -14,6 +14,7 @@ from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, polytope, sweep_file
 from expressive_losses.experiments.adopt import adopt
+from expressive_losses.experiments.execute import is_trained, row_of_cell
 from expressive_losses.experiments.overview import write_overview
 from expressive_losses.experiments.report import report, rows_file
 from expressive_losses.experiments.rows import by_command, collect, found, own_seeds, read
@@ -48,10 +49,10 @@ def run_command(arguments: Sequence[str]) -> None:
         without = {id(cell) for one, cells in zip(experiments, grids, strict=True)
                    for cell in _without_row(one, cells, options)}  # fmt: skip
         todo = [cell for cell in todo if id(cell) in without]
-    if options.dry_run:
-        _list(todo)
-        return
     root = options.runs / "cells"
+    if options.dry_run:
+        _list(todo, root)
+        return
     began = time.monotonic()
     jobs = [Job(cell, root, options.device, options.data_dir) for cell in todo]
 
@@ -61,7 +62,7 @@ def run_command(arguments: Sequence[str]) -> None:
             if any(cell is mine for mine in cells):
                 _keep(cell, root, rows_file(one, options.scale, _results(options)))
 
-    results = run(jobs, options.jobs, lambda line: print(line, flush=True), keep)
+    results = run(jobs, options.jobs, _say, keep)
     unrendered = _render_all(experiments, options)
     counts = {state: sum(result.state == state for result in results) for state in ("done", "there", "failed")}
     seconds = time.monotonic() - began
@@ -132,7 +133,7 @@ def sweep_command(arguments: Sequence[str]) -> None:
         raise UserError("tuning needs Optuna, which is not installed. Type `pip install 'optuna>=5,<6'`.") from None
     asked = sweep_file.load(options.file)
     out = options.out or Path("runs/sweeps") / asked.name
-    tuner = sweep.Tuner(asked, out, choose_device(options.device), options.data_dir, options.storage)
+    tuner = sweep.Tuner(asked, out, choose_device(options.device), options.data_dir, options.storage, _say)
     tuner.run()
     summary = sweep_report.write(tuner)
     found = (
@@ -160,7 +161,7 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
         help="smoke: minutes on two cores (default); cpu: hours, small networks; full: the paper's setting, on GPUs",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED",
+        "--seeds", type=_seed, nargs="+", metavar="SEED",
         help="what to run, in place of the file's; a page has all seeds that were run",
     )  # fmt: skip
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"trained networks; default {RUNS}")
@@ -178,19 +179,31 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, with commands, and stop")
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seeds {text}: expected whole numbers from 0")
+    return int(text)
+
+
 def _processes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--jobs {text}: expected at least 1")
     return int(text)
 
 
-def _list(cells: Sequence[grid.Cell]) -> None:
-    for cell in cells:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _list(cells: Sequence[grid.Cell], root: Path) -> None:
+    """Print what is to be done of the cells, with commands; those that are done are counted only."""
+    to_do = [cell for cell in cells if row_of_cell(cell, root) is None]
+    for cell in to_do:
         print(f"{cell.key}  {grid.described(cell)}")
         for command in cell.commands:
             print(f"  {command}")
-    networks = len({cell.key for cell in cells})
-    print(f"{len(cells)} cells, {networks} networks to train")
+    networks = len({cell.key for cell in to_do if not is_trained(cell, root)})
+    print(f"{len(to_do)} cells, {networks} networks to train; {len(cells) - len(to_do)} cells are there")
 
 
 def _without_row(experiment: Experiment, cells: Sequence[grid.Cell], options: argparse.Namespace) -> list[grid.Cell]:

@@ -62,7 +62,7 @@ def complete_cell(
     """Do as :func:`execute` does, in a cell's own folder that the caller has locked."""
     worked = False
     run, model = folder / "run", folder / "run" / TRAINED_MODEL
-    if not (run / "summary.json").exists():
+    if not is_trained(cell, folder.parent):
         observe = Observer(cell.observe, run) if cell.observe else watch
         experiment.train(cell.resolved, run, device, data_root, resume=True, quiet=True, observe=observe)
         worked = True
@@ -82,6 +82,11 @@ def complete_cell(
             write_json(folder / f"{name}.json", {"weights_sha256": weights, "figures": figures})
             worked = True
     return worked
+
+
+def is_trained(cell: Cell, root: Path) -> bool:
+    """Return whether the training of a cell is finished."""
+    return (root / cell.key / "run" / "summary.json").exists()
 
 
 def _weights(cell: Cell, model: Path) -> str:
@@ -115,12 +120,19 @@ def _measured(folder: Path, name: str, weights: str) -> dict[str, float] | None:
 
 
 def row_of_cell(cell: Cell, root: Path) -> dict[str, Any] | None:
-    """Return the row of a cell, or None while anything of it is missing, or of other weights than the network's."""
+    """Return the row of a cell, or None while anything of it is missing, or of other weights than the network's.
+
+    Raises:
+        UserError: the summary of the training is damaged.
+    """
     folder = root / cell.key
     run = folder / "run"
+    if not is_trained(cell, root):
+        return None
+    row = row_of(run)
     try:
-        row, weights = row_of(run), _weights(cell, run / TRAINED_MODEL)
-    except UserError:
+        weights = _weights(cell, run / TRAINED_MODEL)
+    except UserError:  # the network is gone
         return None
     outs = {name: folder / cell.verify_folder(name) for name in cell.verifications}
     measured = {name: _measured(folder, name, weights) for name in cell.measures}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from expressive_losses.errors import Diverged, UserError
 from expressive_losses.experiments.execute import complete_cell, row_of_cell
 from expressive_losses.experiments.grid import Cell
+from expressive_losses.experiments.settings import plain
 from expressive_losses.experiments.sweep_file import Sweep
 from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
 from expressive_losses.trainer import Trainer
@@ -48,6 +49,7 @@ class Tuner:
         device: to compute on.
         data_root: folder of the data sets.
         storage: URL of a database; None: a journal file in ``out``.
+        say: gets a line for each trial that ends.
     """
 
     sweep: Sweep
@@ -55,6 +57,7 @@ class Tuner:
     device: torch.device
     data_root: Path | None = None
     storage: str | None = None
+    say: Callable[[str], None] = lambda line: None
     _retried: frozenset[int] = field(default=frozenset(), init=False)  # failed earlier, by what may be mended by now
 
     @cached_property
@@ -239,10 +242,12 @@ class Tuner:
             row = row_of_cell(cell, self.out / "cells")
             trial.set_user_attr("row", row)
             trial.set_user_attr("config", cell.resolved.resolved())
-            values = accuracies(row)
-            self.study.tell(trial, sum(values) / 2 if single else values)
+            natural, verified = accuracies(row)
+            self.study.tell(trial, (natural + verified) / 2 if single else (natural, verified))
+            self._say(trial, f"{natural:.2f} % natural, {verified:.2f} % verified")
         except optuna.TrialPruned:
             self.study.tell(trial, state=TrialState.PRUNED)
+            self._say(trial, "pruned")
         except FolderInUse:  # somebody trains or verifies there by hand
             time.sleep(_WAIT)
         except UserError as error:
@@ -255,6 +260,11 @@ class Tuner:
             trial.set_user_attr("diverged", True)
         trial.set_user_attr("error", str(error))
         self.study.tell(trial, state=TrialState.FAIL)
+        self._say(trial, f"failed: {error}")
+
+    def _say(self, trial: Trial, result: str) -> None:
+        tried = ", ".join(f"{key} {plain(value)}" for key, value in trial.params.items())
+        self.say(f"[{len(self.finished())} of {self.sweep.size}] trial {trial.number} ({tried}): {result}")
 
     def _folder(self, trial: FrozenTrial) -> Path:
         return self.out / "cells" / trial.user_attrs.get("cell", "unknown")

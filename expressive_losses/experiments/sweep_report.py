@@ -79,6 +79,10 @@ def _export(tuner: Tuner, rows: Sequence[dict[str, Any]], folder: Path) -> None:
         write_text(folder / f"trial-{row['trial']}.yaml", text)
 
 
+#: Below these steps is what the front dominates: their area, from (0, 0), is the hypervolume.
+_FRONT = {"marker": "o", "drawstyle": "steps-pre", "lw": 1, "label": "Pareto front"}
+
+
 def draw(points: Sequence[Point], front: Sequence[int], summary: dict[str, Any], path: Path) -> None:
     """Draw all trials and the front.
 
@@ -90,7 +94,7 @@ def draw(points: Sequence[Point], front: Sequence[int], summary: dict[str, Any],
     figure = Figure(figsize=(5, 4), layout="constrained")
     axis = figure.subplots()
     axis.plot(*zip(*points, strict=True), ".", color="grey", label="trials")
-    axis.plot(*zip(*(points[index] for index in front), strict=True), "o-", lw=1, label="Pareto front")
+    axis.plot(*zip(*(points[index] for index in front), strict=True), **_FRONT)
     axis.set(
         xlabel="natural accuracy (%)",
         ylabel=f"verified by {summary['verified by']} (%)",
