@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from expressive_losses import registry
@@ -62,10 +62,8 @@ class Radius(float):
 RadiusField = Annotated[Radius, PlainValidator(Radius.parse), PlainSerializer(lambda radius: radius.text)]
 
 
-class Section(BaseModel):
-    """Base of every part of a config: immutable, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+class Section(registry.Checked):
+    """Base of every part of a config."""
 
 
 class EpsConfig(Section):
