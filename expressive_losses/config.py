@@ -188,6 +188,29 @@ class Config(Section):
             raise UserError(f"{source}: {explain(error, cls)}{notes.get(key, '')}") from None
 
 
+def differences(config: Config, values: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which the plain values of another config, perhaps an older release's, differ from a config.
+
+    They are compared as they are: to build them could import code. A field that they lack had what is its default now.
+    """
+    theirs = merge(Config().resolved(), values)
+    ours = config.resolved()
+    return [key for key in ours if not _agrees(getattr(config, key), ours[key], theirs.get(key))]
+
+
+def _agrees(value: Any, ours: Any, theirs: Any) -> bool:
+    """Return whether plain values are those of ``value``, which ``ours`` are."""
+    if not (isinstance(value, BaseModel) and isinstance(theirs, Mapping)):
+        return ours == theirs
+    fields = type(value).model_fields
+    return theirs.keys() <= ours.keys() and all(
+        _agrees(getattr(value, key), own, theirs[key])
+        if key in theirs
+        else key in fields and getattr(value, key) == fields[key].get_default(call_default_factory=True)
+        for key, own in ours.items()
+    )
+
+
 def _asked(value: Any) -> Any:
     """Return plain values, of models only the fields that are not at their defaults, and names of plug-ins."""
     if isinstance(value, Radius):
