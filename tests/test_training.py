@@ -193,6 +193,17 @@ def test_a_field_that_an_older_run_lacks_must_have_its_default(tmp_path):
         train(tmp_path, "optimizer={name: sgd, lr: 0.01, momentum: 0.5}", resume=True)
 
 
+@pytest.mark.parametrize(("need", "instead"), [("advv", "did you mean 'adv'"), ("bound", "known: clean, adv")])
+def test_a_loss_that_needs_what_there_is_not_is_refused_before_anything_is_written(tmp_path, need, instead):
+    class Mistaken(LOSSES["adversarial"]):
+        needs = (need,)
+
+    settings = config().model_copy(update={"method": Mistaken()})
+    with pytest.raises(UserError, match=f"method 'adversarial': needs '{need}'; {instead}"):
+        experiment.train(settings, tmp_path / "run", CPU, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_with_another_config_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):
