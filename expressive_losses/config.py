@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from expressive_losses import registry
@@ -62,10 +62,8 @@ class Radius(float):
 RadiusField = Annotated[Radius, PlainValidator(Radius.parse), PlainSerializer(lambda radius: radius.text)]
 
 
-class Section(BaseModel):
-    """Base of every part of a config: immutable, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+class Section(registry.Checked):
+    """Base of every part of a config."""
 
 
 class EpsConfig(Section):
@@ -188,6 +186,29 @@ class Config(Section):
         except ValidationError as error:
             key = str(next(iter(error.errors()[0]["loc"]), ""))
             raise UserError(f"{source}: {explain(error, cls)}{notes.get(key, '')}") from None
+
+
+def differences(config: Config, values: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which the plain values of another config, perhaps an older release's, differ from a config.
+
+    They are compared as they are: to build them could import code. A field that they lack had what is its default now.
+    """
+    theirs = merge(Config().resolved(), values)
+    ours = config.resolved()
+    return [key for key in ours if not _agrees(getattr(config, key), ours[key], theirs.get(key))]
+
+
+def _agrees(value: Any, ours: Any, theirs: Any) -> bool:
+    """Return whether plain values are those of ``value``, which ``ours`` are."""
+    if not (isinstance(value, BaseModel) and isinstance(theirs, Mapping)):
+        return ours == theirs
+    fields = type(value).model_fields
+    return theirs.keys() <= ours.keys() and all(
+        _agrees(getattr(value, key), own, theirs[key])
+        if key in theirs
+        else key in fields and getattr(value, key) == fields[key].get_default(call_default_factory=True)
+        for key, own in ours.items()
+    )
 
 
 def _asked(value: Any) -> Any:

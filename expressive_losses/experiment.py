@@ -21,9 +21,12 @@ from expressive_losses.data.batches import Batches
 from expressive_losses.data.split import split_validation
 from expressive_losses.errors import Interrupted, UserError
 from expressive_losses.evaluate import accuracies
+from expressive_losses.losses.base import Loss
 from expressive_losses.plots import training_curves
 from expressive_losses.precision import exact_float32
+from expressive_losses.registry import suggest
 from expressive_losses.run import Onlooker, RunDirectory
+from expressive_losses.step import NEEDS
 from expressive_losses.trainer import Trainer
 from expressive_losses.types import Box, Clock
 
@@ -85,6 +88,7 @@ def prepare(
     Raises:
         UserError: whatever would stop the training later and can be known now, before anything is written.
     """
+    _check_needs(config.method)
     seed_everything(config.training.seed)
     train_set, held_out, split = load_data(config, data_root)
     network = build_network(config, train_set).to(device)
@@ -99,6 +103,13 @@ def prepare(
     _check_processes(config, network, len(train_set))
     _check_bounds(config, network, rest)
     return network, train, rest, split
+
+
+def _check_needs(loss: Loss) -> None:
+    """Refuse a loss that needs what there is not: it would be computed for nobody, and be missed at the first step."""
+    for need in loss.needs:
+        if need not in NEEDS:
+            raise UserError(f"method '{loss.name}': needs '{need}'{suggest(need, NEEDS)}")
 
 
 def _check_schedules(config: Config, clock: Clock) -> None:

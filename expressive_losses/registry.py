@@ -15,15 +15,39 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from expressive_losses.errors import UserError
 
 
-class Plugin(BaseModel):
-    """Base of everything registered: immutable, and unknown or mistyped fields are errors."""
+class Checked(BaseModel):
+    """Base of whatever is read from a config: immutable, no unknown keys, no NaN, no truth value for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_values_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse yes, no, on and off, which YAML reads as truth values, and pydantic would take for 1 and 0."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            kinds = [kind, *get_args(kind)]
+            if bool not in kinds and (int in kinds or float in kinds):
+                raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
+
+
+class Plugin(Checked):
+    """Base of everything registered: unknown or mistyped fields are errors."""
+
     name: ClassVar[str] = ""
 
     def spec(self) -> dict[str, Any]:

@@ -23,8 +23,11 @@ def shi_regularizer(bounds: Bounds, eps_fraction: float | Tensor, weight: float 
     R = lambda (1 - eps / eps_max) (tightness + relu), each a mean over the ReLU layers:
     tightness = [tol - width_0 / width_i]_+ / tol, where width is the mean half-width of a layer's bounds and 0
     the input; relu = ([tol - r(mean)]_+ + [tol - r(var)]_+) / tol, where r is the ratio active : inactive (or
-    its inverse, <= 1) of the centres' mean and of their squared deviation. As published, the relu term of a
-    layer is skipped when it is not finite (no ReLU is surely active or inactive there). 0 of a network without ReLUs.
+    its inverse, <= 1) of the centres' mean and of their squared deviation. The relu term of a layer is skipped where
+    no ReLU is surely active or inactive. 0 of a network without ReLUs.
+
+    NOTE: the published code skips it also where ReLUs are surely active and none is surely inactive. Here it is a
+    constant then: the same gradient, none.
 
     Args:
         bounds: of one pass, input normalised (as the published runs have it).

@@ -37,6 +37,8 @@ from expressive_losses.losses.base import Loss
 from expressive_losses.regularizers import l1_norm, shi_regularizer
 from expressive_losses.types import BoundedBatch, Bounds, Box, Clock, Progress
 
+#: What a loss may need, see :class:`expressive_losses.losses.base.Loss`.
+NEEDS: tuple[str, ...] = ("clean", "adv", "x_adv", *TRAINING_METHODS)
 #: Radius (pixel units) at which the regulariser's bounds are taken while the schedule's radius is still 0, as
 #: published.
 WARMUP_EPS = 1e-6

@@ -19,7 +19,7 @@ from torch import Tensor
 from expressive_losses import checkpoint, distributed
 from expressive_losses.averaging import WeightAverage
 from expressive_losses.bounds import BoundedNetwork, refresh_population_statistics
-from expressive_losses.config import Config, merge
+from expressive_losses.config import Config, differences
 from expressive_losses.data.batches import Batches
 from expressive_losses.errors import Diverged, Interrupted, UserError
 from expressive_losses.evaluate import accuracies
@@ -170,9 +170,7 @@ class Trainer:
         Raises:
             UserError: when the checkpoint is of another config.
         """
-        ours = self.config.resolved()  # compared as they are: building could import code
-        theirs = merge(Config().resolved(), payload["config"])  # an older release's lacks newer keys
-        changed = [key for key in ours if ours[key] != theirs.get(key) and key != "paper"]
+        changed = [key for key in differences(self.config, payload["config"]) if key != "paper"]
         if changed:
             raise UserError(
                 f"{self.run.path}: the run was started with another config ({', '.join(changed)} differ); "

@@ -163,6 +163,47 @@ def test_resume_from_before_a_key_of_the_config_existed(tmp_path):
     assert train(tmp_path, resume=True)["epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("section", "field", "assignments"),
+    [
+        ("method", "kappa_schedule", ("method=ibp",)),
+        ("lr_schedule", "unit", ("lr_schedule={name: multistep, milestones: [1, 2], gamma: 0.3, unit: epochs}",)),
+        ("optimizer", "momentum", ("optimizer={name: sgd, lr: 0.01}",)),
+    ],
+)
+def test_resume_from_before_a_field_of_a_plug_in_existed(tmp_path, section, field, assignments):
+    """The same, where another plug-in than that of an empty config has the field."""
+    train(tmp_path, *assignments)
+    payload = checkpoint.read(tmp_path / "checkpoint.pt")
+    del payload["config"][section][field]
+    checkpoint.save(tmp_path / "checkpoint.pt", payload)
+    assert train(tmp_path, *assignments, resume=True)["epochs"] == 3
+    payload["config"][section]["gone"] = 1
+    checkpoint.save(tmp_path / "checkpoint.pt", payload)
+    with pytest.raises(UserError, match=rf"another config \({section} differ\)"):
+        train(tmp_path, *assignments, resume=True)
+
+
+def test_a_field_that_an_older_run_lacks_must_have_its_default(tmp_path):
+    train(tmp_path, "optimizer={name: sgd, lr: 0.01, momentum: 0.5}")
+    payload = checkpoint.read(tmp_path / "checkpoint.pt")
+    del payload["config"]["optimizer"]["momentum"]
+    checkpoint.save(tmp_path / "checkpoint.pt", payload)
+    with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):
+        train(tmp_path, "optimizer={name: sgd, lr: 0.01, momentum: 0.5}", resume=True)
+
+
+@pytest.mark.parametrize(("need", "instead"), [("advv", "did you mean 'adv'"), ("bound", "known: clean, adv")])
+def test_a_loss_that_needs_what_there_is_not_is_refused_before_anything_is_written(tmp_path, need, instead):
+    class Mistaken(LOSSES["adversarial"]):
+        needs = (need,)
+
+    settings = config().model_copy(update={"method": Mistaken()})
+    with pytest.raises(UserError, match=f"method 'adversarial': needs '{need}'; {instead}"):
+        experiment.train(settings, tmp_path / "run", CPU, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_with_another_config_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):
