@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
@@ -40,7 +40,7 @@ class Radius(float):
         """Read a number or a fraction such as ``8/255``.
 
         Raises:
-            ValueError: not a number, or outside [0, 1].
+            ValueError: not a number, or outside [0, 1]; 1 written so, which is meant for 1/255 more often than not.
         """
         text = value.text if isinstance(value, Radius) else str(value).strip()
         numerator, slash, denominator = text.partition("/")
@@ -51,6 +51,8 @@ class Radius(float):
         if not (math.isfinite(number) and 0 <= number <= 1):
             hint = f"; did you mean {text}/255?" if not slash and 1 < number <= 255 else ""
             raise ValueError(f"radii are in pixel units, from 0 to 1, got {text}{hint}")
+        if text == "1":
+            raise ValueError("1 is the whole range of pixels; did you mean 1/255? If not, say 1.0")
         radius = cls(number)
         radius.text = text
         return radius
@@ -199,7 +201,12 @@ def differences(config: Config, values: Mapping[str, Any]) -> list[str]:
 
 
 def _agrees(value: Any, ours: Any, theirs: Any) -> bool:
-    """Return whether plain values are those of ``value``, which ``ours`` are."""
+    """Return whether plain values are those of ``value``, which ``ours`` are; .2 is the radius 0.2."""
+    if isinstance(value, Radius):
+        try:
+            return value == Radius.parse(theirs)
+        except ValueError:
+            return False
     if not (isinstance(value, BaseModel) and isinstance(theirs, Mapping)):
         return ours == theirs
     fields = type(value).model_fields
@@ -266,7 +273,15 @@ def _choices(method: registry.Plugin, values: Mapping[str, Any]) -> dict[str, st
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and: a key that is there twice is an error, and 5e-4 is a number (PyYAML: a text)."""
+    """Plain values only, a key that is there twice is an error, and numbers are what everybody reads.
+
+    PyYAML takes 5e-4 for a text, 010 for 8 and 1:30 for 90.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -276,8 +291,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
 )
 
 

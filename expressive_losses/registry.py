@@ -209,6 +209,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *place, wrong = first["loc"]
+        if wrong == "name" and place:  # of a text where a section belongs
+            known = ", ".join(_section(model, place).model_fields)
+            return f"{'.'.join(map(str, place))}: expected keys of its own ({known}), got {first['input']!r}"
         return f"unknown key '{key}'{suggest(str(wrong), _section(model, place).model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("missing", "value_error"):

@@ -108,6 +108,12 @@ def test_a_mistake_in_an_attack_that_the_method_chose_says_so(method, attack, me
     assert str(error.value).endswith(message)
 
 
+def test_a_leading_zero_makes_no_octal_number():
+    assert load(None, [parse_assignment("training.epochs=010")]).training.epochs == 10
+    whole = ("eps.target=1.0", "eps.train_multiplier=1")
+    assert load(None, [parse_assignment(text) for text in whole]).eps.target == 1
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     """PyYAML reads 5e-4 (without a dot) as text."""
     assert load(None, [parse_assignment("optimizer.lr=5e-4")]).optimizer.lr == 5e-4
@@ -120,6 +126,10 @@ def test_numbers_in_scientific_notation_are_numbers():
         ("training.epoch=3", "unknown key 'training.epoch'; did you mean 'epochs'"),
         ("training.epochs=three", "training.epochs"),
         ("training.epochs=0", "training.epochs"),
+        ("training.epochs=1:30", "training.epochs: "),
+        ("eps=8/255", "eps: expected keys of its own (target, "),
+        ("training.average=ema", "training.average: expected keys of its own ("),
+        ("eps.target=1", "eps.target: 1 is the whole range of pixels; did you mean 1/255?"),
         ("training.epochs=yes", "training.epochs: expected a number, got true"),
         ("training.clip_norm=off", "training.clip_norm: expected a number, got false"),
         ("method.alpha=true", "alpha: expected a number, got true"),

@@ -204,6 +204,13 @@ def test_a_loss_that_needs_what_there_is_not_is_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
+def test_resume_with_the_same_radius_in_other_words(tmp_path):
+    train(tmp_path, "eps.target=.05")
+    assert train(tmp_path, "eps.target=0.05", resume=True)["epochs"] == 3
+    with pytest.raises(UserError, match=r"another config \(eps differ\)"):
+        train(tmp_path, "eps.target=0.06", resume=True)
+
+
 def test_resume_with_another_config_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):
