@@ -137,16 +137,33 @@ def _spread(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """``rows FILE RUN...`` writes the rows of runs; ``table FILE...`` prints their table."""
     command, *rest = arguments or [""]
-    if command == "rows" and len(rest) >= 2:
+    if {"-h", "--help"} & set(arguments):
+        print(main.__doc__.replace("``", ""))
+    elif command == "rows" and len(rest) >= 2:
         write_rows([Path(run) for run in rest[1:]], Path(rest[0]))
     elif command == "table" and rest:
-        print(table([row for path in rest for row in read_rows(Path(path))]))
+        print(table([row for path in rest for row in _rows_of_runs(Path(path))]))
     else:
         raise UserError("expected: rows FILE RUN..., or table FILE...")
+
+
+def _rows_of_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that is there.
+
+    Raises:
+        UserError: there is none, or its rows are not those of trainings.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected one that `rows FILE RUN...` wrote")
+    rows = read_rows(path)
+    if any(not {"data", "eps", "method", "model", "natural", "adversarial", "ibp"} <= set(row) for row in rows):
+        raise UserError(f"{path}: its rows are not those of trainings; expected a file that `rows FILE RUN...` wrote")
+    return rows
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

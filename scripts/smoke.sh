@@ -8,6 +8,11 @@ python=python
 files=(scripts/expressive_losses/table2.yaml scripts/expressive_losses/figure3.yaml scripts/adv_ibp/figure2.yaml)
 [ "${1:-}" != all ] || { shift; files=(scripts/*/table*.yaml scripts/*/figure*.yaml); }
 "$python" -m expressive_losses.experiments run "${files[@]}" --scale smoke "$@"
+if [[ " $* " == *" --dry-run "* ]]; then
+    "$python" -m expressive_losses.experiments polytope --scale smoke --dry-run
+    echo "python -m expressive_losses.experiments sweep scripts/sweeps/smoke.yaml"
+    exit
+fi
 "$python" -m expressive_losses.experiments polytope --scale smoke
 if "$python" -c 'import optuna' 2>/dev/null; then
     "$python" -m expressive_losses.experiments sweep scripts/sweeps/smoke.yaml

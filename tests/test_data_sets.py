@@ -1,7 +1,9 @@
 """Data sets: what all of them do, and each on small files of the real formats."""
 
 import gzip
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,19 @@ def test_tensors(tmp_path):
     few = DATASETS.build({"name": "tensors", "path": str(tmp_path / "mine.npz"), "num_classes": 3})
     with pytest.raises(UserError, match=r"mine.npz \(test\): labels must be in 0..2, got 0..3"):
         few.load("elsewhere", "test")
+
+
+def test_the_example_of_the_documentation_is_found(tmp_path, monkeypatch):
+    """Arrays where docs/data.md writes them are those that its command reads; the data root is the default one."""
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    written = re.search(r'np.savez\("(\S+?)"', text).group(1)
+    given = re.search(r"data.path=(\S+) ", text).group(1)
+    monkeypatch.delenv("EXPRESSIVE_LOSSES_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    x, y = np.zeros((4, 5, 6), np.uint8), [0, 1, 2, 0]
+    np.savez(written, x_train=x, y_train=y, x_test=x, y_test=y)
+    assert len(DATASETS.build({"name": "tensors", "path": given}).load(data_root(), "train")) == 4
 
 
 def test_damaged_or_unsafe_npz(tmp_path):

@@ -376,6 +376,41 @@ def test_bad_arguments(tmp_path, arguments, message):
         run(write(tmp_path), *arguments)
 
 
+@pytest.mark.parametrize("option, before", [("--runs", True), ("--results", True), ("--results", False)])
+@pytest.mark.parametrize("place", ["a file/x", "a file"])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(tmp_path, capsys, option, before, place):
+    """By ``run`` before it trains; by ``report``, ``adopt`` and ``polytope`` in one line too."""
+    path, place = write(tmp_path), tmp_path / place
+    (tmp_path / "a file").write_text("")
+    if before:
+        command = ["run", str(path), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    else:
+        command = ["report", str(path)]
+    with pytest.raises(UserError, match=f"{option}: cannot make the folder .*a file.*; choose another"):
+        main([*command, option, str(place)])
+    assert "done" not in capsys.readouterr().out and not list(tmp_path.glob("runs/cells/*"))
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: "results" not in str(path))
+    with pytest.raises(UserError, match="--results: cannot write into the folder .*results"):
+        run(write(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["adopt table.yaml --from run --runs file/x", "polytope --seeds 0 --results file"])
+def test_other_commands_name_a_folder_that_cannot_be_written(tmp_path, monkeypatch, command):
+    write(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot make the folder file"):
+        main(command.split())
+
+
+def test_a_document_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothere.md: cannot read the document: No such file"):
+        main(["overview", str(write(tmp_path)), "--document", str(tmp_path / "nothere.md")])
+
+
 def test_a_bad_file_is_named_with_its_key(tmp_path):
     with pytest.raises(UserError, match="table.yaml.*verifi"):
         load(write(tmp_path, verifi={}))

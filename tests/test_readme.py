@@ -57,6 +57,12 @@ def test_committed_rows_say_where_they_come_from(path):
         assert {"device", "time"} <= set(row) or {"hardware", "date"} <= set(row)
 
 
+def test_every_file_of_rows_is_explained():
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    missing = [path.name for path in (ROOT / "results").glob("*.jsonl") if f"| `{path.name}` |" not in text]
+    assert not missing
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

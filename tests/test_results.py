@@ -1,12 +1,17 @@
 """Rows of runs, and tables of rows."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from expressive_losses.errors import UserError
 from expressive_losses.results import main, read_rows, row_of, table
 
+ROOT = Path(__file__).parent.parent
 SUMMARY = {
     "method": {"name": "mtl_ibp", "alpha": 0.2},
     "data": "digits",
@@ -110,3 +115,27 @@ def test_an_unfinished_run_has_no_row(tmp_path):
 def test_bad_arguments(arguments):
     with pytest.raises(UserError, match="expected: rows"):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ([], "expected: rows FILE RUN..., or table FILE..."),
+        (["table", "nothere.jsonl"], "nothere.jsonl: no such file"),
+        (["table", "times.jsonl"], "times.jsonl: its rows are not those of trainings"),
+        (["rows", "rows.jsonl", "nothere"], "nothere: not a finished run (no summary.json)"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, complaint):
+    (tmp_path / "times.jsonl").write_text('{"seconds": 1.0}\n')
+    command = [sys.executable, "-m", "expressive_losses.results", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {complaint}") and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["times.jsonl"]
+
+
+def test_help_says_what_there_is(capsys):
+    main(["table", "--help"])
+    assert "rows FILE RUN... writes" in capsys.readouterr().out

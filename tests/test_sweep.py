@@ -189,6 +189,21 @@ def test_the_smoke_script_says_that_tuning_was_skipped(tmp_path, installed):
     assert said.splitlines() == ["ran run", "ran polytope", last]
 
 
+@pytest.mark.parametrize("all_of_them", [[], ["all"]])
+def test_the_smoke_script_only_lists_at_a_dry_run(tmp_path, all_of_them):
+    python, script = tmp_path / ".venv" / "bin" / "python", tmp_path / "scripts" / "smoke.sh"
+    for path in (python, script):
+        path.parent.mkdir(parents=True)
+    script.write_text((ROOT / "scripts" / "smoke.sh").read_text())
+    python.write_text('#!/bin/bash\n[ "$1" = -c ] || echo "ran $3 ${@: -1}"\n')
+    python.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    command = ["bash", script, *all_of_them, "--dry-run"]
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said[:2] == ["ran run --dry-run", "ran polytope --dry-run"]
+    assert said[2:] == ["python -m expressive_losses.experiments sweep scripts/sweeps/smoke.yaml"]
+
+
 def test_the_mean_as_the_only_objective_can_be_pruned(tmp_path):
     asked = sweep_file.load(write(tmp_path, trials=1, objective="mean"))
     tuner = sweep.Tuner(asked, tmp_path, torch.device("cpu"))

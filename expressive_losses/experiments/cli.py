@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -53,6 +54,9 @@ def run_command(arguments: Sequence[str]) -> None:
     if options.dry_run:
         _list(todo, root)
         return
+    _made(root, "--runs")  # before hours of work, which would end without a page
+    for one in experiments:
+        _made(rows_file(one, options.scale, _results(options)).parent, "--results")
     began = time.monotonic()
     jobs = [Job(cell, root, options.device, options.data_dir) for cell in todo]
 
@@ -88,7 +92,7 @@ def adopt_command(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     root, experiments = options.runs / "cells", [load(path) for path in options.files]
     cells = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
-    root.mkdir(parents=True, exist_ok=True)
+    _made(root, "--runs")
     for run_ in options.taken:
         print(f"{run_}: {', '.join(adopt(run_, cells, root)) or 'nothing new for these tables'}")
     _complain([], _render_all(experiments, options))
@@ -110,6 +114,7 @@ def polytope_command(arguments: Sequence[str]) -> None:
         print("\n".join(polytope.command(seed) for seed in seeds))
     elif seeds:
         out = _results(options) / options.scale / "ibp" / "figure4"
+        _made(out.parent, "--results")
         rows = polytope.reproduce(seeds, out, options.jobs)
         print(f"area of the bounds / area reached, by step: {rows[0]['looseness']}; {out}.jsonl and .png (seed 0)")
 
@@ -216,6 +221,20 @@ def _results(options: argparse.Namespace) -> Path:
     return options.results or options.runs / "results"
 
 
+def _made(folder: Path, option: str) -> None:
+    """Make a folder that is written into, if it is not there.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: cannot make the folder {folder}: {error.strerror}; choose another") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option}: cannot write into the folder {folder}; choose another")
+
+
 def _keep(cell: grid.Cell, root: Path, path: Path) -> None:
     """Write the row of a cell; if that cannot be done now, say so: the end of the run does it again."""
     try:
@@ -247,6 +266,7 @@ def _render(experiment: Experiment, options: argparse.Namespace) -> Path:
     results = _results(options)
     path = rows_file(experiment, options.scale, results)
     seeds = dict.fromkeys([*own_seeds(experiment, options.scale), *(options.seeds or ())])
+    _made(path.parent, "--results")
     collect(grid.cells(experiment, options.scale, list(seeds)), options.runs / "cells", path)
     pages = path.parent / ".pages"  # for its lock only: drawing takes seconds, in which others keep rows
     pages.mkdir(exist_ok=True)

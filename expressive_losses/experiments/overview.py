@@ -46,9 +46,12 @@ def write_overview(document: Path, files: Sequence[Path], results: Path) -> None
     """Put the list between the marks of a document.
 
     Raises:
-        UserError: when the document has no such marks, or cannot be written.
+        UserError: when the document has no such marks, or cannot be read or written.
     """
-    text = document.read_text(encoding="utf-8")
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document}: cannot read the document: {error.strerror}") from None
     if BEGIN not in text or END not in text:
         raise UserError(f"{document}: expected the lines {BEGIN.strip()} and {END.strip()}")
     before, _, rest = text.partition(BEGIN)
