@@ -36,7 +36,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         points = [(row["epoch"], 100 * row["train"][name]) for row in rows if name in row["train"]]
         if points:
             accuracies.plot(*zip(*points, strict=True), label=f"train: {label}")
-    for name, label, marker in (("natural", "natural", "o"), ("ibp", "verified by IBP", "s")):
+    for name, label, marker in (("natural", "natural", "o"), ("ibp", "IBP in float32", "s")):
         points = [(row["epoch"], 100 * row["held_out"][name]) for row in rows if "held_out" in row]
         if points:
             accuracies.plot(*zip(*points, strict=True), marker, label=f"held out: {label}")

@@ -51,7 +51,7 @@ class TrainingProgress:
         line = f"epoch {row['epoch']:>3}/{self._epochs}  eps {row['eps']:.4f}  loss {row['train']['total']:.4f}"
         if "held_out" in row:
             figures = row["held_out"]
-            line += f"  natural {100 * figures['natural']:.2f} %  IBP-verified {100 * figures['ibp']:.2f} %"
+            line += f"  natural {100 * figures['natural']:.2f} %  IBP {100 * figures['ibp']:.2f} %"
         self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:

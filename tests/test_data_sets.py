@@ -136,6 +136,13 @@ def test_tensors(tmp_path):
         few.load("elsewhere", "test")
 
 
+def test_channels_last_are_not_taken_for_rows(tmp_path):
+    images, labels = np.zeros((2, 28, 28, 3), np.uint8), [0, 1]
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(UserError, match=r"\(2, 28, 28, 3\) look like \(N, H, W, C\); expected \(N, C, H, W\)"):
+        DATASETS.build({"name": "tensors", "path": "mine.npz"}).load(tmp_path, "train")
+
+
 def test_the_example_of_the_documentation_is_found(tmp_path, monkeypatch):
     """Arrays where docs/data.md writes them are those that its command reads; the data root is the default one."""
     text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")

@@ -129,9 +129,9 @@ def train_summary(summary: dict[str, Any], data_dir: Path | None = None, trusted
             f"{summary['images']} {summary['split']} images, {summary['training_seconds']:.0f} s of training",
             f"  natural accuracy      {summary['natural']:6.2f} %",
             f"  under attack          {summary['adversarial']:6.2f} %   (upper bound on robust accuracy)",
-            f"  verified by IBP       {summary['ibp']:6.2f} %   (lower bound; tighter bounds below)",
+            f"  IBP in float32        {summary['ibp']:6.2f} %   (lower bound, up to rounding)",
             "",
-            "prove more with",
+            "prove it, and more, with",
             f"  {shlex.join(command)}",
         ]
     )

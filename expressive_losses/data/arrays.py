@@ -43,6 +43,11 @@ class Tensors(Dataset):
         classes = self.num_classes or 1 + max((int(y.max()) for y in (y_train, y_test) if y.size), default=0)
         if images.ndim == 3:
             images = images[:, None]
+        if images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+            raise UserError(
+                f"{path}: images of shape {images.shape} look like (N, H, W, C); expected (N, C, H, W), e.g. by "
+                "x.transpose(0, 3, 1, 2)"
+            )
         return ImageData.checked(images, labels, classes, self.scale, source=f"{path} ({split})")
 
 

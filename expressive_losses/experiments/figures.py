@@ -292,6 +292,7 @@ def _epochs(panel: _Panel, cells: Sequence[Cell], rows: Mapping[Identity, Row]) 
                 label = ", ".join(parts)
                 axis.plot(*zip(*points, strict=True), ms=3, lw=1, label=label, **panel.look(label))
     axis.set(xlabel="epoch", ylabel=spec.ylabel)
+    axis.locator_params(axis="x", integer=True)
 
 
 _KINDS: dict[str, Callable[[_Panel], None]] = {

@@ -79,6 +79,8 @@ def _meanings(name: str, column: Column, page: Page) -> Iterator[str]:
         yield _STATISTICS[column.statistic]
     if column.stage is not None:
         yield f"verified by {STAGES.get(column.stage, column.stage)} alone"
+    elif column.path == ("ibp",):
+        yield "interval bounds of training's own evaluation, without what a proof allows for rounding"
     elif column.path[-1] == "adversarial" and column.percent:
         yield "still right under PGD"
     elif column.path[-1] == "verified":

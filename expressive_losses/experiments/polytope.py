@@ -118,7 +118,7 @@ def draw(shots: dict[int, dict[str, Any]], path: Path) -> None:
         axis.scatter(*shot["logits"].T, s=1, color="grey", rasterized=True)
         width, height = (shot["upper"] - shot["lower"]).tolist()
         axis.add_patch(Rectangle(shot["lower"].tolist(), width, height, fill=False, edgecolor="tab:green", lw=1.5))
-        axis.set(title=f"step {step}: bounds {looseness(shot):.3g} x the area", xlabel="logit 0", ylabel="logit 1")
+        axis.set(title=f"step {step}: {looseness(shot):.3g} x the rectangle", xlabel="logit 0", ylabel="logit 1")
         axis.margins(0.1)
     try:
         figure.savefig(path, dpi=110)
