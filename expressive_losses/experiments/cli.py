@@ -116,9 +116,7 @@ def polytope_command(arguments: Sequence[str]) -> None:
         out = _results(options) / options.scale / "ibp" / "figure4"
         _made(out.parent, "--results")
         rows = polytope.reproduce(seeds, out, options.jobs)
-        print(
-            f"area of the bounds / of the rectangle about the logits, by step: {rows[0]['looseness']}; {out}.jsonl and .png (seed 0)"
-        )
+        print(f"bounds / rectangle about the logits, by step: {rows[0]['looseness']}; {out}.jsonl and .png (seed 0)")
 
 
 def sweep_command(arguments: Sequence[str]) -> None:
