@@ -132,3 +132,46 @@ def test_only_the_notes_on_parts_are_silenced(capsys):
     assert capsys.readouterr().out == "Warning: lb is larger than ub\n"
     with pytest.warns(UserWarning, match="identity"):
         backward.warnings.warn("Creating an identity matrix", stacklevel=2)
+
+
+class BothSigns(torch.nn.Module):
+    """relu(h) beside relu(-h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (torch.nn.Linear(*size) for size in ((2, 4), (8, 4), (4, CLASSES)))
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.last(self.second(torch.cat([h.relu(), (-h).relu()], 1)).relu())
+
+
+class AgainAfterRelu(BothSigns):
+    """h beside tanh(relu(h))."""
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.last(self.second(torch.cat([h, h.relu().tanh()], 1)).relu())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make, shape", [(BothSigns, (2,)), (AgainAfterRelu, (2,))])
+def test_bounds_on_hidden_neurons_hold_where_branches_meet(make, shape, method):
+    """auto_LiRPA 0.3 gave values that are no bounds: of a layer read beside its ReLU."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = make()
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        network = BoundedNetwork(model, shape, CLASSES).eval()
+        x, labels = data(network)
+        box = Box.around(x, [0.02, 0.1, 0.3, 0.5][seed])
+        found, hidden = network.bounds(box, labels, method), []
+        assert all((one.lower <= one.upper + 1e-5).all() for one in found.relu_inputs)
+        hook = model.second.register_forward_hook(lambda _layer, _inputs, output, seen=hidden: seen.append(output))
+        lowest = sampled_minimum(network, box, labels, samples=200)
+        hook.remove()
+        assert (found.margins <= lowest + 1e-4 * (1 + lowest.abs())).all()
+        assert (found.relu_inputs[-1].lower <= torch.stack(hidden).amin(0) + 1e-4).all()
+        assert (found.relu_inputs[-1].upper >= torch.stack(hidden).amax(0) - 1e-4).all()
