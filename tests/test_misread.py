@@ -154,11 +154,24 @@ class AgainAfterRelu(BothSigns):
         return self.last(self.second(torch.cat([h, h.relu().tanh()], 1)).relu())
 
 
+class Shifted(torch.nn.Module):
+    """A constant in front of a convolution that pads with 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Conv2d(*size, 3, padding=1) for size in ((1, 3), (3, 3)))
+        self.last = torch.nn.Linear(48, CLASSES)
+
+    def forward(self, x):
+        x = self.first(x - 0.7).relu()
+        return self.last(self.second(1 - x).relu().flatten(1))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("make, shape", [(BothSigns, (2,)), (AgainAfterRelu, (2,))])
-def test_bounds_on_hidden_neurons_hold_where_branches_meet(make, shape, method):
-    """auto_LiRPA 0.3 gave values that are no bounds: of a layer read beside its ReLU."""
+@pytest.mark.parametrize("make, shape", [(BothSigns, (2,)), (AgainAfterRelu, (2,)), (Shifted, (1, 4, 4))])
+def test_bounds_on_hidden_neurons_hold_where_branches_and_constants_meet(make, shape, method):
+    """auto_LiRPA 0.3 gave values that are no bounds: of a layer read beside its ReLU, and of constants in patches."""
     for seed in range(4):
         torch.manual_seed(seed)
         model = make()

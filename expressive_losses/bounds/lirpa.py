@@ -282,7 +282,20 @@ class Graph:
         x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
         with torch.no_grad():
             expected = traced(x)
-        options = {"conv_mode": convolution_mode(traced, dummy.shape), "sparse_features_alpha": False}
+        mode = convolution_mode(traced, dummy.shape)
+        bounded = self._converted(model, copy.deepcopy(traced), dummy, mode)
+        if mode == "patches" and _has_arithmetic_with_constants(bounded):
+            bounded = self._converted(model, traced, dummy, "matrix")
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for node in bounded._modules.values():
+            if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
+                node.param = parameters[node.ori_name]
+        self._check = (x, expected)
+        return bounded
+
+    def _converted(self, model: nn.Module, traced: nn.Module, dummy: Tensor, mode: str):
+        """Return the BoundedModule of a copy of the model, which is written to, with convolutions in this mode."""
+        options = {"conv_mode": mode, "sparse_features_alpha": False}
         said = io.StringIO()
         try:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
@@ -298,11 +311,6 @@ class Graph:
             raise UnsupportedNetwork(
                 "the network's forward pass branches on a tensor's values: its bounds would be those of one branch"
             )
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for node in bounded._modules.values():
-            if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
-                node.param = parameters[node.ori_name]
-        self._check = (x, expected)
         return bounded
 
     def _refuse_other_function(self) -> None:
@@ -330,6 +338,32 @@ class Graph:
                     "wrongly (known: average pooling with padding, computed weights), or rounding errors reach a "
                     "thousandth of the largest logit"
                 )
+
+
+def _has_arithmetic_with_constants(bounded) -> bool:
+    """Return whether a constant is added to a layer, or the like.
+
+    In patches mode auto_LiRPA 0.3 then lets a padded convolution after it see the constant in the padding too: CROWN's
+    values are no bounds.
+    """
+    arithmetic = ("BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
+    return any(
+        type(node).__name__ in arithmetic and not all(map(_depends_on_input, node.inputs))
+        for node in bounded._modules.values()
+    )
+
+
+def _depends_on_input(node) -> bool:
+    """Return whether a node's value does; parameters, buffers and what is made of them alone do not."""
+    pending, seen = [node], set()
+    while pending:
+        one = pending.pop()
+        if type(one).__name__ == "BoundInput":
+            return True
+        if one.name not in seen:
+            seen.add(one.name)
+            pending += one.inputs
+    return False
 
 
 @contextmanager
