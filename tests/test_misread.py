@@ -188,3 +188,50 @@ def test_bounds_on_hidden_neurons_hold_where_branches_and_constants_meet(make, s
         assert (found.margins <= lowest + 1e-4 * (1 + lowest.abs())).all()
         assert (found.relu_inputs[-1].lower <= torch.stack(hidden).amin(0) + 1e-4).all()
         assert (found.relu_inputs[-1].upper >= torch.stack(hidden).amax(0) - 1e-4).all()
+
+
+class Function(torch.nn.Module):
+    """A function of no parameters as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(str(compat.lirpa_version()) >= "0.4", reason="what release 0.3 bounds wrongly")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.LogSigmoid(),
+        torch.nn.Softsign(),
+        Function(lambda x: (x.relu() + 0.2).sqrt()),
+        Function(lambda x: 1 / (x.relu() + 0.2)),
+        torch.nn.LeakyReLU(-0.5),
+        torch.nn.LeakyReLU(2.0),
+    ],
+    ids=["log", "division", "root", "reciprocal", "falling", "steep"],
+)
+def test_operations_whose_bounds_are_wrong_are_refused(layer, method):
+    """At single points they are right."""
+    torch.manual_seed(0)
+    network = BoundedNetwork(plain(torch.nn.Linear(2, 4), layer, torch.nn.Linear(4, CLASSES)), (2,), CLASSES).eval()
+    x, labels = data(network)
+    with pytest.raises(UserError, match="wrong bounds of|leaky ReLU with a slope"):
+        network.margins(Box.around(x, 0.2), labels, method)
+
+
+@torch.no_grad()
+def test_division_by_a_constant_is_bounded():
+    torch.manual_seed(0)
+    layer = Function(lambda x: (x - 0.5) / 0.25)
+    model = plain(layer, torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, CLASSES))
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    for method in ("ibp", "crown"):
+        assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()

@@ -29,6 +29,8 @@ _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_cro
 #: Coefficients of one layer at once in CROWN's passes from the margins and from hidden neurons, in numbers: 128 MiB of
 #: float32.
 MOST_COEFFICIENTS = 2**25
+#: What release 0.3 relaxes by lines that cross the function, or bounds by intervals as if all numbers were positive.
+_WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y"}
 
 
 class Graph:
@@ -57,6 +59,7 @@ class Graph:
         self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
+        _refuse_wrong_relaxations(nodes)
         self._set_modes(nodes)
         self._keywords()
         self._refuse_other_function()
@@ -338,6 +341,26 @@ class Graph:
                     "wrongly (known: average pooling with padding, computed weights), or rounding errors reach a "
                     "thousandth of the largest logit"
                 )
+
+
+def _refuse_wrong_relaxations(nodes) -> None:
+    """Refuse operations whose bounds are none, at single points right all the same (found by sampling).
+
+    A leaky ReLU that is not increasing, or steeper below 0 than above, is neither bounded by its values at the ends of
+    an interval nor above a line of slope 1.
+
+    Raises:
+        UnsupportedNetwork: naming the first.
+    """
+    for node in nodes:
+        kind = type(node).__name__
+        if kind == "BoundLeakyRelu" and not 0 <= (slope := node.attr["alpha"]) <= 1:
+            raise UnsupportedNetwork(
+                f"auto_LiRPA cannot bound a leaky ReLU with a slope of {slope:g}: expected one from 0 to 1"
+            )
+        by_a_constant = kind == "BoundDiv" and not _depends_on_input(node.inputs[1])
+        if kind in _WRONG and not by_a_constant and compat.lirpa_version() < Version("0.4"):
+            raise UnsupportedNetwork(f"auto_LiRPA 0.3 gives wrong bounds of {_WRONG[kind]} (node {node.name})")
 
 
 def _has_arithmetic_with_constants(bounded) -> bool:
