@@ -235,3 +235,22 @@ def test_division_by_a_constant_is_bounded():
     box = Box.around(x, 0.1)
     for method in ("ibp", "crown"):
         assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+
+
+class WithAHead(torch.nn.Module):
+    """Has a BatchNorm layer for training that the forward pass does not get to."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused = torch.nn.Linear(2, CLASSES), torch.nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return self.last(x.relu())
+
+
+@torch.no_grad()
+def test_batch_norm_that_is_not_reached_is_left_out():
+    torch.manual_seed(0)
+    network = BoundedNetwork(WithAHead(), (2,), CLASSES).eval()
+    x, labels = data(network)
+    torch.testing.assert_close(network.margins(Box(x, x), labels, "crown"), margins_of(network(x), labels))

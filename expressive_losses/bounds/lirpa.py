@@ -256,6 +256,8 @@ class Graph:
 
     def _set_statistics(self, statistics: BatchStatistics | None) -> None:
         for name, layer in batch_norms(self._model).items():
+            if f"{name}.running_mean" not in self._buffers:
+                continue  # the forward pass does not get there
             mean, variance = (statistics or {}).get(name, (layer.running_mean, layer.running_var))
             self._buffers[f"{name}.running_mean"].buffer = mean
             self._buffers[f"{name}.running_var"].buffer = variance
