@@ -288,6 +288,21 @@ def test_summary_of_literal_rows():
     assert "adversarial" not in table_of(summarize(head, rows, []))
 
 
+def test_a_counterexample_found_before_the_attack_counts_against_adversarial_accuracy():
+    """The attack never got that image; a stage after it refutes what the attack has let pass."""
+    rows = [row(0, Status.FALSIFIED, "bab"), row(1, Status.VERIFIED, "bab"), row(2, Status.FALSIFIED, "pgd")]
+    for order, robust in ((("bab", "pgd"), 1), (("pgd", "bab"), 2)):
+        head = {"images": 3, "stages": [{"name": name} for name in ("clean", *order)]}
+        assert summarize(head, rows, ["pgd"])["adversarial"]["count"] == robust
+
+
+def test_natural_accuracy_needs_the_clean_images_first(tmp_path):
+    """An attack before it would take misclassified images for refuted ones, which count as natural."""
+    for stages in (build_stages("clean,ibp")[1:], build_stages("clean,ibp")[::-1], ()):
+        with pytest.raises(UserError, match="the first stage must be 'clean'"):
+            run(tmp_path / "out", stages=stages)
+
+
 @pytest.mark.parametrize("k, n, low, high", [(0, 10, 0.0, 27.75), (5, 10, 23.66, 76.34), (10, 10, 72.25, 100.0)])
 def test_wilson_interval(k, n, low, high):
     """Values of Wilson's interval at 95 %, as tabulated."""

@@ -49,7 +49,7 @@ def verify(
         images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
         labels: (N,) integers.
         eps: radius in pixel units; a :class:`Radius` keeps its text, e.g. "2/255", in the ledger.
-        stages: from :func:`expressive_losses.verify.cascade.build_stages`.
+        stages: from :func:`expressive_losses.verify.cascade.build_stages`; the first is "clean".
         out: folder of the results.
         settings: everything else.
 
@@ -62,6 +62,8 @@ def verify(
     """
     images, labels = images[: settings.first], labels[: settings.first].long()
     check_data(network, images, labels, eps)
+    if not stages or stages[0].kind != "clean":
+        raise UserError("verify: the first stage must be 'clean', which natural accuracy is from; see build_stages")
     head = head_of(network, images, labels, eps, stages, settings)
     indices = asked_indices(head)
     deadline = None if settings.budget is None else time.monotonic() + settings.budget
