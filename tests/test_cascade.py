@@ -163,6 +163,8 @@ def test_options_and_tolerance_reach_the_stages():
         ("cascad", None, "did you mean 'cascade'"),
         ("", None, "expected a name such as crown"),
         ("ibp,ibp", None, "bound 'ibp' is named twice"),
+        ("ibp,clean", None, "'clean' comes first"),
+        ("pgd,clean,crown", None, "'clean' comes first"),
         ("ibp", {"crown": {}}, "options for bound 'crown', which does not run"),
         ("ibp", {"pgd": {"step": 3}}, "unknown key 'step'; did you mean 'steps'"),
         ("attack", {"attack": {"attack": "nothing"}}, "unknown attack 'nothing'"),

@@ -161,3 +161,19 @@ def test_import_names_what_it_cannot_read(tmp_path):
     (tmp_path / "text.onnx").write_text("no")
     with pytest.raises(UserError, match="not an ONNX file"):
         module_of_onnx(tmp_path / "text.onnx")
+
+
+def test_float64_weights_of_an_onnx_file_are_not_rounded(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    make, kind = onnx.helper, onnx.TensorProto.DOUBLE
+    for value, fits in ((0.5, True), (0.1, False)):
+        weight = onnx.numpy_helper.from_array(np.full((2, 3), value), "W")
+        node = make.make_node("Gemm", ["X", "W"], ["Y"], transB=1)
+        ends = [make.make_tensor_value_info(*end) for end in (("X", kind, (1, 3)), ("Y", kind, (1, 2)))]
+        path = tmp_path / "double.onnx"
+        onnx.save(make.make_model(make.make_graph([node], "g", ends[:1], ends[1:], [weight])), str(path))
+        if fits:
+            module_of_onnx(path)
+            continue
+        with pytest.raises(UserError, match="ONNX tensor 'W' is float64 and would be rounded"):
+            module_of_onnx(path)

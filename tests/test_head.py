@@ -80,3 +80,25 @@ def test_the_wiring_and_the_constants_of_an_onnx_file_are_part_of_the_network():
     made = [steps("Add", False, "a"), steps("Sub", False, "a"), steps("Sub", True, "a"), steps("Add", False, "x")]
     assert len({hash_of(one) for one in made}) == len(made)
     assert hash_of(steps("Add", False, "a")) == hash_of(made[0])
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [(0.5, 0.25), (torch.relu, torch.tanh), (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])), ([1, 2], [1, 3])],
+)
+def test_an_attribute_of_ones_own_module_is_part_of_the_network(from_file, before, after):
+    """The same source and weights, as of a factory with other arguments."""
+    made = []
+    for value in (before, before, after):
+        model = from_file(SOURCE)
+        model.kept = value
+        made.append(hash_of(model))
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("other", [{"ceil_mode": True}, {"count_include_pad": False}, {"divisor_override": 5}])
+def test_what_average_pooling_does_not_print_is_part_of_the_network(other):
+    def of(**settings):
+        return hash_of(nn.Sequential(nn.Unflatten(1, (1, 4, 1)), nn.AvgPool2d(1, **settings), nn.Flatten()))
+
+    assert of() == of(ceil_mode=False) != of(**other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from expressive_losses.verify import (
 )
 from expressive_losses.verify.base import is_counterexample
 from expressive_losses.verify.merge import merge
+from expressive_losses.verify.radius import certified_radii
 from expressive_losses.verify.summary import wilson
 
 EPS = 0.1
@@ -286,6 +288,50 @@ def test_summary_of_literal_rows():
     assert "verified       30.00" in table and "3 of 10" in table
     assert summarize(head, rows, [])["adversarial"] is None
     assert "adversarial" not in table_of(summarize(head, rows, []))
+
+
+def test_a_counterexample_found_before_the_attack_counts_against_adversarial_accuracy():
+    """The attack never got that image; a stage after it refutes what the attack has let pass."""
+    rows = [row(0, Status.FALSIFIED, "bab"), row(1, Status.VERIFIED, "bab"), row(2, Status.FALSIFIED, "pgd")]
+    for order, robust in ((("bab", "pgd"), 1), (("pgd", "bab"), 2)):
+        head = {"images": 3, "stages": [{"name": name} for name in ("clean", *order)]}
+        assert summarize(head, rows, ["pgd"])["adversarial"]["count"] == robust
+
+
+def test_natural_accuracy_needs_the_clean_images_first(tmp_path):
+    """An attack before it would take misclassified images for refuted ones, which count as natural."""
+    for stages in (build_stages("clean,ibp")[1:], build_stages("clean,ibp")[::-1], ()):
+        with pytest.raises(UserError, match="the first stage must be 'clean'"):
+            run(tmp_path / "out", stages=stages)
+
+
+class Differs(nn.Module):
+    """h_0 - h_1 of two large neurons whose weights differ by less than float32 tells apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 2, bias=False), nn.Linear(2, 2)
+        self.double()
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[1e8], [1e8 + 3]], dtype=torch.float64))
+            self.last.weight.copy_(torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+            self.last.bias.copy_(torch.tensor([0.5, 0.0]))
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("ask", [verify, certified_radii])
+def test_weights_that_float32_would_round_are_not_verified_in_float32(tmp_path, ask):
+    """In float64 class 1 wins, of the rounded weights class 0: that is another network."""
+    net, x = BoundedNetwork(Differs(), (1,), 2).double().eval(), torch.full((1, 1), 0.5, dtype=torch.float64)
+    asked = (net, x, torch.tensor([0]), EPS, build_stages("ibp"))
+    with pytest.raises(UserError, match="'model.first.weight' is float64 and would be rounded to float32"):
+        ask(*asked, tmp_path / "rounded", QUIET)
+    ask(*asked, tmp_path / "exact", replace(QUIET, dtype="float64"))
+    wider = network(0).double()  # of a float32 network: nothing is lost
+    images, labels = data()
+    ask(wider, images, labels, EPS, build_stages("ibp"), tmp_path / "wider", QUIET)
 
 
 @pytest.mark.parametrize("k, n, low, high", [(0, 10, 0.0, 27.75), (5, 10, 23.66, 76.34), (10, 10, 72.25, 100.0)])

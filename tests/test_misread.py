@@ -132,3 +132,125 @@ def test_only_the_notes_on_parts_are_silenced(capsys):
     assert capsys.readouterr().out == "Warning: lb is larger than ub\n"
     with pytest.warns(UserWarning, match="identity"):
         backward.warnings.warn("Creating an identity matrix", stacklevel=2)
+
+
+class BothSigns(torch.nn.Module):
+    """relu(h) beside relu(-h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (torch.nn.Linear(*size) for size in ((2, 4), (8, 4), (4, CLASSES)))
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.last(self.second(torch.cat([h.relu(), (-h).relu()], 1)).relu())
+
+
+class AgainAfterRelu(BothSigns):
+    """h beside tanh(relu(h))."""
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.last(self.second(torch.cat([h, h.relu().tanh()], 1)).relu())
+
+
+class Shifted(torch.nn.Module):
+    """A constant in front of a convolution that pads with 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (torch.nn.Conv2d(*size, 3, padding=1) for size in ((1, 3), (3, 3)))
+        self.last = torch.nn.Linear(48, CLASSES)
+
+    def forward(self, x):
+        x = self.first(x - 0.7).relu()
+        return self.last(self.second(1 - x).relu().flatten(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make, shape", [(BothSigns, (2,)), (AgainAfterRelu, (2,)), (Shifted, (1, 4, 4))])
+def test_bounds_on_hidden_neurons_hold_where_branches_and_constants_meet(make, shape, method):
+    """auto_LiRPA 0.3 gave values that are no bounds: of a layer read beside its ReLU, and of constants in patches."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = make()
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        network = BoundedNetwork(model, shape, CLASSES).eval()
+        x, labels = data(network)
+        box = Box.around(x, [0.02, 0.1, 0.3, 0.5][seed])
+        found, hidden = network.bounds(box, labels, method), []
+        assert all((one.lower <= one.upper + 1e-5).all() for one in found.relu_inputs)
+        hook = model.second.register_forward_hook(lambda _layer, _inputs, output, seen=hidden: seen.append(output))
+        lowest = sampled_minimum(network, box, labels, samples=200)
+        hook.remove()
+        assert (found.margins <= lowest + 1e-4 * (1 + lowest.abs())).all()
+        assert (found.relu_inputs[-1].lower <= torch.stack(hidden).amin(0) + 1e-4).all()
+        assert (found.relu_inputs[-1].upper >= torch.stack(hidden).amax(0) - 1e-4).all()
+
+
+class Function(torch.nn.Module):
+    """A function of no parameters as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(str(compat.lirpa_version()) >= "0.4", reason="what release 0.3 bounds wrongly")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.LogSigmoid(),
+        torch.nn.Softsign(),
+        Function(lambda x: (x.relu() + 0.2).sqrt()),
+        Function(lambda x: 1 / (x.relu() + 0.2)),
+        torch.nn.LeakyReLU(-0.5),
+        torch.nn.LeakyReLU(2.0),
+    ],
+    ids=["log", "division", "root", "reciprocal", "falling", "steep"],
+)
+def test_operations_whose_bounds_are_wrong_are_refused(layer, method):
+    """At single points they are right."""
+    torch.manual_seed(0)
+    network = BoundedNetwork(plain(torch.nn.Linear(2, 4), layer, torch.nn.Linear(4, CLASSES)), (2,), CLASSES).eval()
+    x, labels = data(network)
+    with pytest.raises(UserError, match="wrong bounds of|leaky ReLU with a slope"):
+        network.margins(Box.around(x, 0.2), labels, method)
+
+
+@torch.no_grad()
+def test_division_by_a_constant_is_bounded():
+    torch.manual_seed(0)
+    layer = Function(lambda x: (x - 0.5) / 0.25)
+    model = plain(layer, torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, CLASSES))
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    for method in ("ibp", "crown"):
+        assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+
+
+class WithAHead(torch.nn.Module):
+    """Has a BatchNorm layer for training that the forward pass does not get to."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused = torch.nn.Linear(2, CLASSES), torch.nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return self.last(x.relu())
+
+
+@torch.no_grad()
+def test_batch_norm_that_is_not_reached_is_left_out():
+    torch.manual_seed(0)
+    network = BoundedNetwork(WithAHead(), (2,), CLASSES).eval()
+    x, labels = data(network)
+    torch.testing.assert_close(network.margins(Box(x, x), labels, "crown"), margins_of(network(x), labels))

@@ -49,7 +49,7 @@ def test_the_fast_path_is_compared_in_full_float32(tmp_path, monkeypatch):
     network = trainer_of(tmp_path).network
     monkeypatch.setattr(BoundedNetwork, "forward", noted)
     evaluation_copy(network, "cpu", torch.float32)
-    assert seen == [(False, False)] * 2
+    assert seen == [(False, False)] * 3
 
 
 def test_training_begins_with_bounds_in_full_float32(tmp_path, monkeypatch):

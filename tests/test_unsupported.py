@@ -143,6 +143,14 @@ class AlwaysDropping(Unknown):
         return self.last(nn.functional.dropout(self.first(x)))
 
 
+class Mixing(Unknown):
+    """Takes a mean over the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last((hidden - hidden.mean(0, keepdim=True)).relu())
+
+
 @pytest.mark.parametrize(
     "model, bound, words",
     [
@@ -151,6 +159,7 @@ class AlwaysDropping(Unknown):
         (Unknown, "bab", "layer 'cumsum' .* not supported"),
         (AlwaysDropping, "ibp", "random also in eval mode"),
         (AlwaysDropping, "pgd", "random also in eval mode"),
+        (Mixing, "ibp", "depends on the images beside it"),
     ],
 )
 def test_networks_that_cannot_be_bounded_are_named_in_one_line(model, bound, words, tmp_path, capfd, caplog):

@@ -18,7 +18,8 @@ def refuse_disagreement(network: BoundedNetwork) -> None:
         network: in eval mode.
 
     Raises:
-        UserError: two evaluations of the same two images differ, or the fast path computes something else.
+        UserError: two evaluations of the same two images differ, or one image alone and in company, or the fast path
+            computes something else.
     """
     x = torch.rand(2, *network.shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
     first, second = network(x), network(x)
@@ -26,6 +27,12 @@ def refuse_disagreement(network: BoundedNetwork) -> None:
         raise UserError(
             "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "
             "whose 'training' is not self.training?"
+        )
+    alone = network(x[:1])
+    if alone.shape != first[:1].shape or not torch.allclose(alone, first[:1], rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(
+            "the network's answer for an image depends on the images beside it: what it is proven of depends on the "
+            "batch; does it take a mean over the batch, or BatchNorm's statistics in eval mode?"
         )
     with network.frozen() as logits:
         fast = logits(x)

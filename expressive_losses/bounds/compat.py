@@ -168,6 +168,7 @@ def _repair_0_3(lirpa):
         lirpa.BoundedModule.register_parameter = torch.nn.Module.register_parameter
     relu = operators.BoundRelu
     relu.init_opt_parameters = _dropping_unused_alpha_indices(relu.init_opt_parameters)
+    lirpa.BoundedModule.check_IBP_intermediate = _check_ibp_intermediate
 
 
 def _tracing_as_torch_1_12(parse_module):
@@ -226,6 +227,23 @@ def _named_members(self, *args, **kwargs):
 
 def _data_parallel_named_members(self, *args, **kwargs):
     return self.module._named_members(*args, **kwargs)
+
+
+def _check_ibp_intermediate(self, node):
+    """Bound a ReLU, a negation or a chain of these by intervals, from the bounds of what the chain reads.
+
+    0.3 enters the result as that source's own interval too. Whatever else reads the source, relu(h) beside relu(-h) or
+    h beside tanh(relu(h)), is then bounded over a wrong interval: CROWN's values are no bounds. (Mended in 0.7.x.)
+    """
+    chain = []
+    while not (hasattr(node, "lower") and hasattr(node, "upper")):
+        if type(node) not in self.ibp_intermediate:
+            return False
+        chain.append(node)
+        node = node.inputs[0]
+    for one in reversed(chain):
+        self.IBP_general(one)
+    return True
 
 
 def _dropping_unused_alpha_indices(init_opt_parameters):

@@ -29,6 +29,8 @@ _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_cro
 #: Coefficients of one layer at once in CROWN's passes from the margins and from hidden neurons, in numbers: 128 MiB of
 #: float32.
 MOST_COEFFICIENTS = 2**25
+#: What release 0.3 relaxes by lines that cross the function, or bounds by intervals as if all numbers were positive.
+_WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y"}
 
 
 class Graph:
@@ -57,6 +59,7 @@ class Graph:
         self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
+        _refuse_wrong_relaxations(nodes)
         self._set_modes(nodes)
         self._keywords()
         self._refuse_other_function()
@@ -253,6 +256,8 @@ class Graph:
 
     def _set_statistics(self, statistics: BatchStatistics | None) -> None:
         for name, layer in batch_norms(self._model).items():
+            if f"{name}.running_mean" not in self._buffers:
+                continue  # the forward pass does not get there
             mean, variance = (statistics or {}).get(name, (layer.running_mean, layer.running_var))
             self._buffers[f"{name}.running_mean"].buffer = mean
             self._buffers[f"{name}.running_var"].buffer = variance
@@ -282,7 +287,20 @@ class Graph:
         x = torch.randn(dummy.shape, generator=torch.Generator().manual_seed(0)).to(dummy)
         with torch.no_grad():
             expected = traced(x)
-        options = {"conv_mode": convolution_mode(traced, dummy.shape), "sparse_features_alpha": False}
+        mode = convolution_mode(traced, dummy.shape)
+        bounded = self._converted(model, copy.deepcopy(traced), dummy, mode)
+        if mode == "patches" and _has_arithmetic_with_constants(bounded):
+            bounded = self._converted(model, traced, dummy, "matrix")
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for node in bounded._modules.values():
+            if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
+                node.param = parameters[node.ori_name]
+        self._check = (x, expected)
+        return bounded
+
+    def _converted(self, model: nn.Module, traced: nn.Module, dummy: Tensor, mode: str):
+        """Return the BoundedModule of a copy of the model, which is written to, with convolutions in this mode."""
+        options = {"conv_mode": mode, "sparse_features_alpha": False}
         said = io.StringIO()
         try:
             with _logged_to(said), warnings.catch_warnings(record=True) as warned:
@@ -298,11 +316,6 @@ class Graph:
             raise UnsupportedNetwork(
                 "the network's forward pass branches on a tensor's values: its bounds would be those of one branch"
             )
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for node in bounded._modules.values():
-            if type(node).__name__ == "BoundParams" and node.ori_name in parameters:
-                node.param = parameters[node.ori_name]
-        self._check = (x, expected)
         return bounded
 
     def _refuse_other_function(self) -> None:
@@ -330,6 +343,52 @@ class Graph:
                     "wrongly (known: average pooling with padding, computed weights), or rounding errors reach a "
                     "thousandth of the largest logit"
                 )
+
+
+def _refuse_wrong_relaxations(nodes) -> None:
+    """Refuse operations whose bounds are none, at single points right all the same (found by sampling).
+
+    A leaky ReLU that is not increasing, or steeper below 0 than above, is neither bounded by its values at the ends of
+    an interval nor above a line of slope 1.
+
+    Raises:
+        UnsupportedNetwork: naming the first.
+    """
+    for node in nodes:
+        kind = type(node).__name__
+        if kind == "BoundLeakyRelu" and not 0 <= (slope := node.attr["alpha"]) <= 1:
+            raise UnsupportedNetwork(
+                f"auto_LiRPA cannot bound a leaky ReLU with a slope of {slope:g}: expected one from 0 to 1"
+            )
+        by_a_constant = kind == "BoundDiv" and not _depends_on_input(node.inputs[1])
+        if kind in _WRONG and not by_a_constant and compat.lirpa_version() < Version("0.4"):
+            raise UnsupportedNetwork(f"auto_LiRPA 0.3 gives wrong bounds of {_WRONG[kind]} (node {node.name})")
+
+
+def _has_arithmetic_with_constants(bounded) -> bool:
+    """Return whether a constant is added to a layer, or the like.
+
+    In patches mode auto_LiRPA 0.3 then lets a padded convolution after it see the constant in the padding too: CROWN's
+    values are no bounds.
+    """
+    arithmetic = ("BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
+    return any(
+        type(node).__name__ in arithmetic and not all(map(_depends_on_input, node.inputs))
+        for node in bounded._modules.values()
+    )
+
+
+def _depends_on_input(node) -> bool:
+    """Return whether a node's value does; parameters, buffers and what is made of them alone do not."""
+    pending, seen = [node], set()
+    while pending:
+        one = pending.pop()
+        if type(one).__name__ == "BoundInput":
+            return True
+        if one.name not in seen:
+            seen.add(one.name)
+            pending += one.inputs
+    return False
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def build_stages(
         tolerance: for every stage that has one; ``None`` keeps the defaults.
 
     Raises:
-        UserError: unknown name or field, a name given twice, options for a stage that is not there, a tolerance that
-            is not safe for a stage.
+        UserError: unknown name or field, a name given twice, "clean" not first, options for a stage that is not there,
+            a tolerance that is not safe for a stage.
     """
     names = _stage_names(bound)
     options = {_dashed(name): dict(fields) for name, fields in (options or {}).items()}
@@ -57,8 +57,10 @@ def _stage_names(bound: str) -> list[str]:
     names = [part for name in names for part in (CASCADE if name == "cascade" else (name,))]
     if not names:
         raise UserError("bound: expected a name such as crown or cascade, got nothing")
+    if "clean" in names[1:] and names[0] != "clean":
+        raise UserError(f"bound: 'clean' comes first: what it decides is natural accuracy, got '{bound}'")
     if names[0] != "clean":
-        names = [*(["clean"] if "clean" not in names else []), *names]
+        names = ["clean", *names]
         if "pgd" not in names:
             names.insert(2 if names[1] == "ibp" else 1, "pgd")  # as in CASCADE
     twice = sorted({name for name in names if names.count(name) > 1})

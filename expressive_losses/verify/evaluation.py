@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork, refuse_disagreement
+from expressive_losses.errors import UserError
 from expressive_losses.precision import exact_float32
 from expressive_losses.verify.base import Problem
 
@@ -32,6 +33,21 @@ def evaluation_copy(
     copied = copied.to(device=torch.device(device), dtype=dtype).eval()
     refuse_disagreement(copied)
     return copied
+
+
+def refuse_rounded_weights(network: BoundedNetwork, dtype: torch.dtype) -> None:
+    """Refuse float64 weights that ``dtype`` cannot hold: rounded, they are another network's.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.equal(value.nan_to_num(), value.to(dtype).to(value).nan_to_num()):
+            kinds = [str(kind).removeprefix("torch.") for kind in (value.dtype, dtype)]
+            raise UserError(
+                f"'{name}' is {kinds[0]} and would be rounded to {kinds[1]}, which is another network: "
+                f"take --dtype {kinds[0]} (Settings.dtype), or convert the network yourself if that is the one you mean"
+            )
 
 
 @contextmanager

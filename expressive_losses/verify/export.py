@@ -17,7 +17,7 @@ from torch import Tensor
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import UserError
-from expressive_losses.verify.evaluation import evaluation_copy, pixels
+from expressive_losses.verify.evaluation import evaluation_copy, pixels, refuse_rounded_weights
 from expressive_losses.verify.files import write_whole, writing
 from expressive_losses.verify.run import check_data
 
@@ -35,12 +35,13 @@ def export_onnx(network: BoundedNetwork, path: Path | str) -> Path:
         path: of the file.
 
     Raises:
-        UserError: the package ``onnx`` is missing, or torch cannot export a layer.
+        UserError: the package ``onnx`` is missing, torch cannot export a layer, or weights are no float32.
     """
     _need_onnx()
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_rounded_weights(network, torch.float32)
     copied = evaluation_copy(network, torch.device("cpu"), torch.float32)
     x = torch.zeros(1, *network.shape)
     names = {"input_names": ["X"], "output_names": ["Y"], "opset_version": OPSET}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from expressive_losses.bounds import BoundedNetwork
@@ -57,17 +58,49 @@ def hash_of_weights(network: BoundedNetwork) -> str:
 
     The layers as torch prints them, so that a ReLU in a Sigmoid's place is another network; addresses in memory, which
     functions print, are left out. Of classes of the user's own also the source, comments aside: the same weights
-    under another forward are another network. Functions that they call are not followed.
+    under another forward are another network; and so are other numbers, words, functions or tensors in attributes of
+    their modules. Functions that they call are not followed.
     """
     layers = re.sub(r" at 0x[0-9a-f]+", "", repr(network.model))
-    text = "\n".join([layers, *_sources(network.model), hash_of_tensors(network.state_dict())])
+    text = "\n".join(
+        [layers, *_sources(network.model), *_settings(network.model), hash_of_tensors(network.state_dict())]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _settings(model: nn.Module) -> list[str]:
+    """Return what modules compute with and do not print: attributes of the user's own, settings of average pooling."""
+    unprinted = {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    found = []
+    for name, module in model.named_modules():
+        if _is_own(type(module)):
+            known = {key: value for key, value in vars(module).items() if key not in vars(nn.Module())}
+            found += [f"{name}.{key} = {told}" for key, value in sorted(known.items()) if (told := _told(value))]
+        elif isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+            given = {key: getattr(module, key, usual) for key, usual in unprinted.items()}
+            found += [f"{name}.{key} = {value}" for key, value in given.items() if value != unprinted[key]]
+    return found
+
+
+def _told(value: Any) -> str:
+    """Return a plain value, a function, a tensor or a list of these as text; "" for anything else."""
+    if isinstance(value, Tensor):
+        return hash_of_tensors({"": value})
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_told, value))}]"
+    if isinstance(value, bool | int | float | str | torch.dtype) or value is None:
+        return repr(value)
+    return getattr(value, "__qualname__", "") if callable(value) else ""
+
+
+def _is_own(one: type) -> bool:
+    """Return whether a class is the user's own."""
+    return one.__module__.partition(".")[0] not in LIBRARIES
 
 
 def _sources(model: nn.Module) -> list[str]:
     """Return the source of each class of the user's own among the modules and their bases; not if it was typed in."""
-    classes = {one for module in model.modules() for one in type(module).__mro__}
-    own = (one for one in classes if one.__module__.partition(".")[0] not in LIBRARIES)
+    own = {one for module in model.modules() for one in type(module).__mro__ if _is_own(one)}
     found = []
     for one in own:
         try:

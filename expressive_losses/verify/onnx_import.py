@@ -166,7 +166,13 @@ def _constants(graph: Any) -> dict[str, Tensor]:
             found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         elif node.op_type == "Identity" and node.input[0] in found:  # shared weights
             found[node.output[0]] = found[node.input[0]]
-    return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+    values = {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+    rounded = (
+        name for name, one in values.items() if one.dtype == torch.float64 and not one.equal(one.float().double())
+    )
+    if name := next(rounded, None):
+        raise UserError(f"ONNX tensor '{name}' is float64 and would be rounded to float32, which is another network")
+    return values
 
 
 def _step(node: Any, constants: Mapping[str, Tensor], rank: int) -> Step:

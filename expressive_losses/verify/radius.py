@@ -22,7 +22,13 @@ from expressive_losses.types import Box
 from expressive_losses.verify.base import Problem, Status, Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
 from expressive_losses.verify.clean import Clean
-from expressive_losses.verify.evaluation import chunks, computing_in, evaluation_copy, problems
+from expressive_losses.verify.evaluation import (
+    chunks,
+    computing_in,
+    evaluation_copy,
+    problems,
+    refuse_rounded_weights,
+)
 from expressive_losses.verify.head import head_of
 from expressive_losses.verify.ledger import Ledger, read_ledger
 from expressive_losses.verify.run import DEFAULTS, check_data, what_was_skipped
@@ -113,6 +119,7 @@ def certified_radii(
     """
     images, labels = images[: settings.first], labels[: settings.first].long()
     check_data(network, images, labels, largest)
+    refuse_rounded_weights(network, getattr(torch, settings.dtype))
     stages = [stage for stage in stages if stage.kind in ("bound", "complete")]
     if not stages or not largest > 0 or steps < 1:
         raise UserError("radius: expected a bound, a largest radius > 0 and at least one step")

@@ -18,7 +18,13 @@ from expressive_losses.environment import software_and_device
 from expressive_losses.errors import UserError
 from expressive_losses.verify.base import Verifier
 from expressive_losses.verify.cascade import Cascade, Outcome
-from expressive_losses.verify.evaluation import chunks, computing_in, evaluation_copy, problems
+from expressive_losses.verify.evaluation import (
+    chunks,
+    computing_in,
+    evaluation_copy,
+    problems,
+    refuse_rounded_weights,
+)
 from expressive_losses.verify.head import head_of
 from expressive_losses.verify.ledger import Ledger
 from expressive_losses.verify.settings import Settings
@@ -49,7 +55,7 @@ def verify(
         images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
         labels: (N,) integers.
         eps: radius in pixel units; a :class:`Radius` keeps its text, e.g. "2/255", in the ledger.
-        stages: from :func:`expressive_losses.verify.cascade.build_stages`.
+        stages: from :func:`expressive_losses.verify.cascade.build_stages`; the first is "clean".
         out: folder of the results.
         settings: everything else.
 
@@ -58,10 +64,13 @@ def verify(
 
     Raises:
         UserError: data that does not fit the network, a ledger that does not fit the question, a layer
-            without bounds.
+            without bounds, weights that the precision of the run would round.
     """
     images, labels = images[: settings.first], labels[: settings.first].long()
     check_data(network, images, labels, eps)
+    if not stages or stages[0].kind != "clean":
+        raise UserError("verify: the first stage must be 'clean', which natural accuracy is from; see build_stages")
+    refuse_rounded_weights(network, getattr(torch, settings.dtype))
     head = head_of(network, images, labels, eps, stages, settings)
     indices = asked_indices(head)
     deadline = None if settings.budget is None else time.monotonic() + settings.budget

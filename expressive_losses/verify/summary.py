@@ -44,12 +44,13 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
         head: of the ledger; "images" is how many were asked for, "shard" which of those.
         rows: of the ledger.
         attacks: names of the stages that are attacks, which define adversarial accuracy; without one it is
-            ``None``.
+            ``None``. A counterexample of a stage before one of them counts as found: it never got that image.
     """
     rows, total, attacks = list(rows), len(asked_indices(head)), set(attacks)
     counts = Counter(row.status for row in rows)
     natural = len(rows) - counts[Status.MISCLASSIFIED]
-    attacked = sum(row.status is Status.FALSIFIED and row.decided_by in attacks for row in rows)
+    seen = _up_to_the_last(attacks, head)
+    attacked = sum(row.status is Status.FALSIFIED and row.decided_by in seen for row in rows)
     return {
         "images": total,
         "not_reached": total - len(rows),
@@ -63,6 +64,12 @@ def summarize(head: Mapping[str, Any], rows: Iterable[Row], attacks: Iterable[st
         "skipped": head.get("skipped", {}),
         "settings": {key: value for key, value in head.items() if key not in ("format", "skipped")},
     }
+
+
+def _up_to_the_last(attacks: set[str], head: Mapping[str, Any]) -> list[str]:
+    """Return the names of the stages up to the last attack."""
+    names = [stage["name"] for stage in head["stages"]]
+    return names[: max((at + 1 for at, name in enumerate(names) if name in attacks), default=0)]
 
 
 def attacks_of(head: Mapping[str, Any]) -> list[str]:
