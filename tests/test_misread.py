@@ -226,6 +226,44 @@ def test_operations_whose_bounds_are_wrong_are_refused(layer, method):
 
 
 @torch.no_grad()
+@pytest.mark.skipif(str(compat.lirpa_version()) >= "0.4", reason="what release 0.3 bounds wrongly")
+@pytest.mark.parametrize(
+    "layer, method, width, seed",
+    [
+        (torch.nn.LogSigmoid(), "alpha_crown", 2, 3),
+        (torch.nn.Softsign(), "ibp", 4, 1),
+        (Function(lambda x: (x.relu() + 0.2).sqrt()), "crown_ibp", 2, 1),
+        (Function(lambda x: (x.relu() + 0.2).sqrt()), "crown", 2, 1),
+        (torch.nn.LeakyReLU(-2.0), "ibp", 2, 0),
+    ],
+    ids=["log", "division", "root", "root, crown", "falling"],
+)
+def test_bounds_that_are_none_are_found_without_their_names(monkeypatch, layer, method, width, seed):
+    """What is relaxed wrongly shows at points of the first boxes, if it is wrong by enough."""
+    monkeypatch.setattr(lirpa, "refuse_wrong_relaxations", lambda nodes: None)
+    torch.manual_seed(seed)
+    model = plain(torch.nn.Linear(2, width), layer, torch.nn.Linear(width, CLASSES))
+    for parameter in model.parameters():
+        parameter.mul_(4)
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    with pytest.raises(UserError, match=rf"{method} bounds of this network are none: a point of a box is .* outside"):
+        network.margins(Box.around(x, 0.5), labels, method)
+
+
+@torch.no_grad()
+def test_hidden_bounds_are_compared_with_points_too(monkeypatch):
+    """Margins may hold by luck where a hidden neuron's bounds do not."""
+    found = []
+    monkeypatch.setattr(lirpa, "refuse_outside", lambda method, values, lower, upper: found.append(values.shape))
+    network = BoundedNetwork(BothSigns(), (2,), CLASSES).eval()
+    x, labels = data(network)
+    for _ in range(2):
+        network.margins(Box.around(x, 0.1), labels, "crown")
+    assert [tuple(shape[2:]) for shape in found] == [(CLASSES - 1,), (4,), (4,), (4,)], "once, ReLU by ReLU"
+
+
+@torch.no_grad()
 def test_division_by_a_constant_is_bounded():
     torch.manual_seed(0)
     layer = Function(lambda x: (x - 0.5) / 0.25)

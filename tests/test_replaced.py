@@ -8,7 +8,7 @@ from experimenting import ROOT, SCRIPTS, cells_of, write
 from expressive_losses import config as configs
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid
-from expressive_losses.experiments.settings import SILENT, replaced, replaced_in_verification, stages
+from expressive_losses.experiments.settings import SILENT, replaced, replaced_in_verification
 from expressive_losses.experiments.spec import SCALES, Verification, load
 
 
@@ -125,7 +125,7 @@ def test_a_verification_says_options_and_stages_but_not_their_order():
     paper = Verification(bound="ibp", options={"pgd.steps": 200})
     assert replaced_in_verification(Verification(bound="clean,ibp,pgd", options={"pgd.steps": 200}), paper) == []
     ours = Verification(bound="ibp,crown", first=5, split="train", options={"pgd.steps": 200, "bab.timeout": 3})
-    assert set(stages(ours)) == {"clean", "pgd", "ibp", "crown"}, "options of a stage that does not run"
+    assert set(ours.stages) == {"clean", "pgd", "ibp", "crown"}, "options of a stage that does not run"
     words = ["train images", "first 5 images", "verified by clean, ibp, pgd, crown"]
     assert replaced_in_verification(ours, paper) == words
     by_default = Verification(bound="ibp")

@@ -28,16 +28,16 @@ def refuse_disagreement(network: BoundedNetwork) -> None:
             "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "
             "whose 'training' is not self.training?"
         )
-    alone = network(x[:1])
-    if alone.shape != first[:1].shape or not torch.allclose(alone, first[:1], rtol=1e-3, atol=1e-3, equal_nan=True):
+    alone, scale = network(x[:1]), float(first.abs().nan_to_num(0.0).max())
+    near = {"rtol": 1e-3, "atol": 1e-3 * scale, "equal_nan": True}
+    if alone.shape != first[:1].shape or not torch.allclose(alone, first[:1], **near):
         raise UserError(
             "the network's answer for an image depends on the images beside it: what it is proven of depends on the "
             "batch; does it take a mean over the batch, or BatchNorm's statistics in eval mode?"
         )
     with network.frozen() as logits:
         fast = logits(x)
-    scale = float(first.abs().nan_to_num(0.0).max())
-    if not torch.allclose(fast, first, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+    if not torch.allclose(fast, first, **near):
         raise UserError(
             "the fast path for chains of layers does not compute what this network computes: it is neither trained "
             "nor verified; this is an error of expressive_losses, please report it with the network's layers"

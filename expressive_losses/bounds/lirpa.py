@@ -21,6 +21,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from expressive_losses.bounds import compat
 from expressive_losses.bounds.loss_fusion import SummedExponentials
 from expressive_losses.bounds.preparation import convolution_mode, with_all_parameters, with_padding_in_numbers
+from expressive_losses.bounds.refusals import (
+    has_arithmetic_with_constants,
+    refuse_outside,
+    refuse_wrong_relaxations,
+    sampled_points,
+)
 from expressive_losses.bounds.statistics import BatchStatistics, batch_norms
 from expressive_losses.errors import UnsupportedNetwork, UserError, is_out_of_memory
 from expressive_losses.types import Bounds, Box
@@ -29,8 +35,6 @@ _METHODS = {"ibp": "IBP", "crown_ibp": "CROWN-IBP", "crown": "CROWN", "alpha_cro
 #: Coefficients of one layer at once in CROWN's passes from the margins and from hidden neurons, in numbers: 128 MiB of
 #: float32.
 MOST_COEFFICIENTS = 2**25
-#: What release 0.3 relaxes by lines that cross the function, or bounds by intervals as if all numbers were positive.
-_WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y"}
 
 
 class Graph:
@@ -59,7 +63,8 @@ class Graph:
         self._buffers = {node.ori_name: node for node in nodes if type(node).__name__ == "BoundBuffers"}
         self._root = next(node for node in nodes if type(node).__name__ == "BoundInput")
         self._parameters = [node for node in nodes if type(node).__name__ == "BoundParams"]
-        _refuse_wrong_relaxations(nodes)
+        self._sampled: set[str] = set()  # methods whose first bounds were compared with points
+        refuse_wrong_relaxations(nodes)
         self._set_modes(nodes)
         self._keywords()
         self._refuse_other_function()
@@ -106,12 +111,17 @@ class Graph:
         """
         with self._passing(method, statistics):
             if method == "alpha_crown":
-                return self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
-            if method == "ibp_logits":
-                return self._ibp_logits(box, matrices)
-            if method == "crown":
-                return self._crown(box, matrices)
-            return self._compute(box, matrices, method)
+                found = self._alpha_crown(box, matrices, iterations, lr, decay, fix_intermediate)
+            elif method == "ibp_logits":
+                found = self._ibp_logits(box, matrices)
+            elif method == "crown":
+                found = self._crown(box, matrices)
+            else:
+                found = self._compute(box, matrices, method)
+            if method not in self._sampled and not self._model.training and not torch.equal(box.lower, box.upper):
+                self._refuse_above_points(found, matrices, method)
+                self._sampled.add(method)
+            return found
 
     def ibp_and_crown_ibp(
         self, box: Box, matrices: Tensor, statistics: BatchStatistics | None = None
@@ -289,7 +299,7 @@ class Graph:
             expected = traced(x)
         mode = convolution_mode(traced, dummy.shape)
         bounded = self._converted(model, copy.deepcopy(traced), dummy, mode)
-        if mode == "patches" and _has_arithmetic_with_constants(bounded):
+        if mode == "patches" and has_arithmetic_with_constants(bounded):
             bounded = self._converted(model, traced, dummy, "matrix")
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for node in bounded._modules.values():
@@ -318,6 +328,22 @@ class Graph:
             )
         return bounded
 
+    @torch.no_grad()
+    def _refuse_above_points(self, found: Bounds, matrices: Tensor, method: str) -> None:
+        """Compare bounds, hidden ones too, with what the graph has at points of the first boxes; one forward pass.
+
+        Raises:
+            UnsupportedNetwork: a value is not within its bounds.
+        """
+        few = slice(0, 8)
+        points = sampled_points(found.input.lower[few], found.input.upper[few])
+        logits = self._bounded(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+        margins = (matrices[few] @ logits.unsqueeze(3)).squeeze(3)
+        refuse_outside(method, margins, found.margins[few], torch.full_like(found.margins[few], math.inf))
+        nodes = [relu.inputs[0] for relu in self._relus]
+        for node, one in zip(nodes, found.relu_inputs, strict=False):
+            refuse_outside(method, node.forward_value.unflatten(0, points.shape[:2]), one.lower[few], one.upper[few])
+
     def _refuse_other_function(self) -> None:
         """Compare bounds at single points with the network's values: some layers are converted wrongly without a word.
 
@@ -343,52 +369,6 @@ class Graph:
                     "wrongly (known: average pooling with padding, computed weights), or rounding errors reach a "
                     "thousandth of the largest logit"
                 )
-
-
-def _refuse_wrong_relaxations(nodes) -> None:
-    """Refuse operations whose bounds are none, at single points right all the same (found by sampling).
-
-    A leaky ReLU that is not increasing, or steeper below 0 than above, is neither bounded by its values at the ends of
-    an interval nor above a line of slope 1.
-
-    Raises:
-        UnsupportedNetwork: naming the first.
-    """
-    for node in nodes:
-        kind = type(node).__name__
-        if kind == "BoundLeakyRelu" and not 0 <= (slope := node.attr["alpha"]) <= 1:
-            raise UnsupportedNetwork(
-                f"auto_LiRPA cannot bound a leaky ReLU with a slope of {slope:g}: expected one from 0 to 1"
-            )
-        by_a_constant = kind == "BoundDiv" and not _depends_on_input(node.inputs[1])
-        if kind in _WRONG and not by_a_constant and compat.lirpa_version() < Version("0.4"):
-            raise UnsupportedNetwork(f"auto_LiRPA 0.3 gives wrong bounds of {_WRONG[kind]} (node {node.name})")
-
-
-def _has_arithmetic_with_constants(bounded) -> bool:
-    """Return whether a constant is added to a layer, or the like.
-
-    In patches mode auto_LiRPA 0.3 then lets a padded convolution after it see the constant in the padding too: CROWN's
-    values are no bounds.
-    """
-    arithmetic = ("BoundAdd", "BoundSub", "BoundMul", "BoundDiv")
-    return any(
-        type(node).__name__ in arithmetic and not all(map(_depends_on_input, node.inputs))
-        for node in bounded._modules.values()
-    )
-
-
-def _depends_on_input(node) -> bool:
-    """Return whether a node's value does; parameters, buffers and what is made of them alone do not."""
-    pending, seen = [node], set()
-    while pending:
-        one = pending.pop()
-        if type(one).__name__ == "BoundInput":
-            return True
-        if one.name not in seen:
-            seen.add(one.name)
-            pending += one.inputs
-    return False
 
 
 @contextmanager
