@@ -163,6 +163,34 @@ def test_import_names_what_it_cannot_read(tmp_path):
         module_of_onnx(tmp_path / "text.onnx")
 
 
+def one_node(path, operator, constants, shape, **attributes):
+    """Write an ONNX file of one operator on X, read what comes of it."""
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
+    make = onnx.helper
+    weights = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in constants.items()]
+    node = make.make_node(operator, ["X", *constants], ["Y"], **attributes)
+    ends = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in (("X", shape), ("Y", None))
+    ]
+    onnx.save(make.make_model(make.make_graph([node], "g", ends[:1], ends[1:], weights)), str(path))
+    return module_of_onnx(path)[0]
+
+
+def test_the_bias_of_a_gemm_may_be_a_row_and_is_one_for_all_images(tmp_path):
+    weight, x = np.eye(2, 3), torch.tensor([[1.0, 2.0, 3.0]])
+    for bias in ([1.0, -1.0], [[1.0, -1.0]]):
+        module = one_node(tmp_path / "a.onnx", "Gemm", {"W": weight, "B": bias}, (1, 3), transB=1)
+        assert module(x).tolist() == [[2.0, 1.0]]
+    with pytest.raises(UserError, match="Gemm .* is not supported with these operands"):
+        one_node(tmp_path / "b.onnx", "Gemm", {"W": weight, "B": np.ones((2, 2))}, (2, 3), transB=1)
+
+
+def test_batch_norm_in_training_mode_is_refused(tmp_path):
+    constants = dict.fromkeys(("weight", "bias", "mean", "var"), np.ones(2))
+    with pytest.raises(UserError, match="BatchNormalization .* is not supported with these operands"):
+        one_node(tmp_path / "a.onnx", "BatchNormalization", constants, (2, 2), training_mode=1)
+
+
 def test_float64_weights_of_an_onnx_file_are_not_rounded(tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install expressive_losses[onnx]")
     make, kind = onnx.helper, onnx.TensorProto.DOUBLE

@@ -210,8 +210,10 @@ def _gemm(attributes: Attributes, operands: list[Tensor | None]) -> nn.Module | 
     weight, bias = operands[1], operands[2] if len(operands) > 2 else None
     if weight is None or attributes.get("transA", 0) or (len(operands) > 2 and bias is None):
         return None
+    if bias is not None and bias.ndim == 2 and len(bias) != 1:  # one bias for each image
+        return None
     weight = attributes.get("alpha", 1.0) * (weight if attributes.get("transB", 0) else weight.T)
-    return _linear(weight, None if bias is None else attributes.get("beta", 1.0) * bias)
+    return _linear(weight, None if bias is None else attributes.get("beta", 1.0) * bias.flatten())
 
 
 def _matmul(_attributes: Attributes, operands: list[Tensor | None]) -> nn.Module | None:
@@ -233,7 +235,7 @@ def _with(module: nn.Module, **values: Tensor | None) -> nn.Module:
 
 def _batch_norm(attributes: Attributes, operands: list[Tensor | None]) -> nn.Module | None:
     names = ("weight", "bias", "running_mean", "running_var")
-    if any(operand is None for operand in operands[1:5]):
+    if any(operand is None for operand in operands[1:5]) or attributes.get("training_mode", 0):
         return None
     kind = nn.BatchNorm2d if attributes[_RANK] == 4 else nn.BatchNorm1d
     norm = kind(len(operands[1]), eps=attributes.get("epsilon", 1e-5))
