@@ -46,6 +46,28 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+#: What is wired otherwise than a chain: constants, and layers that are read several times.
+WIRINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "constant added": lambda h: (h - 0.3).relu(),
+    "subtracted from a constant": lambda h: 1 - h.relu(),
+    "both signs": lambda h: torch.cat([h.relu(), (-h).relu()], 1),
+    "beside its ReLU": lambda h: torch.cat([h, h.relu().tanh()], 1),
+    "read twice": lambda h: h.relu() + h.tanh(),
+}
+
+
+class Wired(nn.Module):
+    """A layer of no parameters that is no chain."""
+
+    def __init__(self, wiring: str) -> None:
+        super().__init__()
+        self.wiring = wiring
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the wiring's function of x."""
+        return WIRINGS[self.wiring](x)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network as a function of the image: in eval mode, or with the BatchNorm statistics of a batch.
@@ -75,7 +97,8 @@ def random_subject(seed: int, kind: str = "images") -> Subject:
     """Return the network number ``seed``.
 
     Args:
-        kind: of its inputs: "images" (C, H, W), "rows" (C, W), or "vectors" of two numbers, for exhaustive grids.
+        kind: of its inputs: "images" (C, H, W), "rows" (C, W), or "vectors" of two numbers, for exhaustive grids;
+            "wired images" and "wired vectors" are no chains of layers.
     """
     choose = random.Random(seed)
     torch.manual_seed(seed)
@@ -144,6 +167,31 @@ def _of_rows(choose: random.Random, shape: tuple[int, ...], activation: str, fea
     return layers + _head(choose, activation)
 
 
+def _of_wired_vectors(
+    choose: random.Random, shape: tuple[int, ...], _activation: str, features: list[str]
+) -> list[nn.Module]:
+    """Linear layers with wirings between."""
+    layers: list[nn.Module] = []
+    for _ in range(choose.randint(1, 2)):
+        layers += [nn.LazyLinear(choose.choice([2, 4, 6])), _wired(choose, features)]
+    return layers
+
+
+def _of_wired_images(
+    choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]
+) -> list[nn.Module]:
+    """Padded convolutions with wirings between, or a constant before the first."""
+    layers: list[nn.Module] = [_wired(choose, features)] if choose.random() < 0.3 else []
+    layers += [nn.LazyConv2d(2, 3, padding=1), _wired(choose, features), nn.LazyConv2d(2, 3, padding=1)]
+    return [*layers, ACTIVATIONS[activation](), nn.Flatten(), *_head(choose, activation)]
+
+
+def _wired(choose: random.Random, features: list[str]) -> Wired:
+    wiring = choose.choice(list(WIRINGS))
+    features.append(wiring)
+    return Wired(wiring)
+
+
 def _of_images(choose: random.Random, shape: tuple[int, ...], activation: str, features: list[str]) -> list[nn.Module]:
     """Convolutions with stride, padding and groups, BatchNorm, residual sums, pooling, repeated layers."""
     layers: list[nn.Module] = []
@@ -201,8 +249,16 @@ SHAPES: dict[str, Callable[[random.Random], tuple[int, ...]]] = {
     "images": lambda choose: (choose.choice([1, 2]), choose.choice([4, 5, 6]), choose.choice([4, 5])),
     "rows": lambda choose: (choose.choice([2, 3, 4]), choose.choice([2, 3, 4])),
     "vectors": lambda choose: (2,),
+    "wired images": lambda choose: (choose.choice([1, 2]), 4, choose.choice([3, 4])),
+    "wired vectors": lambda choose: (2,),
 }
-LAYERS = {"images": _of_images, "rows": _of_rows, "vectors": _of_vectors}
+LAYERS = {
+    "images": _of_images,
+    "rows": _of_rows,
+    "vectors": _of_vectors,
+    "wired images": _of_wired_images,
+    "wired vectors": _of_wired_vectors,
+}
 
 
 @torch.no_grad()

@@ -50,8 +50,8 @@ FIELDS = {
 COMPLETE = ("bab", "input-bab", "mip")
 #: Close calls are put to them without attacks, which would find the counterexample before anything can be wrong.
 WITHOUT_ATTACK = {"bab": {"attack_steps": 0, "node_attack_steps": 0, "max_nodes": 400}}
-#: Numbers of networks, modulo 5, with inputs of other kinds than images.
-KINDS = {4: "vectors", 2: "rows"}
+#: Numbers of networks, modulo 10, of other kinds than images.
+KINDS = {1: "wired vectors", 2: "rows", 4: "vectors", 6: "wired images", 7: "rows", 9: "vectors"}
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Campaign:
         """
         while self.checks < checks and self.networks < networks and not (until_violation and self.violations):
             number = self.networks
-            subject = random_subject(self.seed + number, KINDS.get(number % 5, "images"))
+            subject = random_subject(self.seed + number, KINDS.get(number % 10, "images"))
             self.examine(subject, self.seed + number, samples, thorough=number % 3 == 0)
             self.networks += 1
         return self

@@ -40,6 +40,16 @@ def test_a_short_campaign_finds_no_violation():
     assert campaign.close_calls > 0
 
 
+@pytest.mark.parametrize("kind", ["wired vectors", "wired images"])
+def test_networks_that_are_no_chains_are_examined(kind):
+    """Constants, both signs of a layer, a layer beside its ReLU: auto_LiRPA 0.3 had no bounds of some of them."""
+    campaign = Campaign()
+    for number in range(3):
+        campaign.examine(random_subject(number, kind), number, samples=40)
+    assert campaign.violations == 0, table(campaign)
+    assert campaign.tallies["crown"].boxes > 0 and "fast path" not in campaign.features
+
+
 def test_a_network_whose_layers_are_rescaled_is_the_same_function(monkeypatch):
     """Powers of two, so bit by bit: only the sizes of the neurons are other ones."""
     seeds = [seed for seed in range(30) if "rescaled" in random_subject(seed).features]
