@@ -278,7 +278,7 @@ class _Loader(yaml.SafeLoader):
     PyYAML takes 5e-4 for a text, 010 for 8 and 1:30 for 90.
     """
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
         first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":int", ":float"))]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

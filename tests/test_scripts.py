@@ -21,7 +21,6 @@ from expressive_losses.experiments.figures import draw, drawn
 from expressive_losses.experiments.overview import BEGIN, END, overview
 from expressive_losses.experiments.report import page, rows_file
 from expressive_losses.experiments.rows import by_command, cells_of_page, found
-from expressive_losses.experiments.settings import stages
 from expressive_losses.experiments.spec import SCALES, load
 from expressive_losses.experiments.table import Line, lines, pick
 from expressive_losses.results import read_rows
@@ -39,7 +38,7 @@ def test_every_script_has_a_grid_of_valid_configs(path, scale):
             options = verify_parser().parse_args(["--model", "MODEL", *cell.verify_arguments(name)])
             assert (options.eps, options.first, options.split) == (asked.eps, asked.first, asked.split)
             run = build_stages(options.bound, stage_options(options.assignments))
-            assert {stage.name: stage.spec() for stage in run} == stages(asked)
+            assert {stage.name: stage.spec() for stage in run} == asked.stages
     assert experiment.figure is None or set(experiment.figure.panels) <= set(experiment.lines)
     assert path in RECIPES or path.with_suffix(".sh").exists()
 

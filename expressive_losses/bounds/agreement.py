@@ -18,7 +18,7 @@ def refuse_disagreement(network: BoundedNetwork) -> None:
         network: in eval mode.
 
     Raises:
-        UserError: two evaluations of the same two images differ, or one image alone and in company, or the fast path
+        UserError: two evaluations of the same two images differ, or those of one image beside another, or the fast path
             computes something else.
     """
     x = torch.rand(2, *network.shape, generator=torch.Generator().manual_seed(0)).to(network.mean)
@@ -28,9 +28,9 @@ def refuse_disagreement(network: BoundedNetwork) -> None:
             "the network is random also in eval mode: two evaluations of the same image differ; is there a dropout "
             "whose 'training' is not self.training?"
         )
-    alone, scale = network(x[:1]), float(first.abs().nan_to_num(0.0).max())
-    near = {"rtol": 1e-3, "atol": 1e-3 * scale, "equal_nan": True}
-    if alone.shape != first[:1].shape or not torch.allclose(alone, first[:1], **near):
+    near = {"rtol": 1e-3, "atol": 1e-3 * float(first.abs().nan_to_num(0.0).max()), "equal_nan": True}
+    beside_another = network(torch.stack([x[0], 1 - x[1]]))  # not alone: sums of other shapes are rounded otherwise
+    if not torch.allclose(beside_another[0], first[0], **near):
         raise UserError(
             "the network's answer for an image depends on the images beside it: what it is proven of depends on the "
             "batch; does it take a mean over the batch, or BatchNorm's statistics in eval mode?"
