@@ -263,6 +263,29 @@ def test_hidden_bounds_are_compared_with_points_too(monkeypatch):
     assert [tuple(shape[2:]) for shape in found] == [(CLASSES - 1,), (4,), (4,), (4,)], "once, ReLU by ReLU"
 
 
+class ReluOfAConstant(torch.nn.Module):
+    """A ReLU that reads a parameter beside one that reads the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.constant = torch.nn.Parameter(torch.randn(5))
+        self.first, self.of_constant, self.last = (torch.nn.Linear(*size) for size in ((2, 4), (5, 4), (4, CLASSES)))
+
+    def forward(self, x):
+        return self.last((self.first(x.flatten(1)) + self.of_constant(self.constant.relu())).relu())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_constant_inside_is_not_compared_image_by_image(method):
+    torch.manual_seed(0)
+    network = BoundedNetwork(ReluOfAConstant(), (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    lowest = sampled_minimum(network, box, labels)
+    assert (network.margins(box, labels, method) <= lowest + 1e-5 * (1 + lowest.abs())).all()
+
+
 @torch.no_grad()
 def test_division_by_a_constant_is_bounded():
     torch.manual_seed(0)

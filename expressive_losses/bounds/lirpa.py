@@ -341,8 +341,11 @@ class Graph:
         margins = (matrices[few] @ logits.unsqueeze(3)).squeeze(3)
         refuse_outside(method, margins, found.margins[few], torch.full_like(found.margins[few], math.inf))
         nodes = [relu.inputs[0] for relu in self._relus]
-        for node, one in zip(nodes, found.relu_inputs, strict=False):
-            refuse_outside(method, node.forward_value.unflatten(0, points.shape[:2]), one.lower[few], one.upper[few])
+        whole = len(nodes) == len(found.relu_inputs)  # else some have no bounds, and it is not known which
+        for node, one in zip(nodes, found.relu_inputs, strict=True) if whole else ():
+            if node.from_input:  # a constant has one value, whatever the image
+                value = node.forward_value.unflatten(0, points.shape[:2])
+                refuse_outside(method, value, one.lower[few], one.upper[few])
 
     def _refuse_other_function(self) -> None:
         """Compare bounds at single points with the network's values: some layers are converted wrongly without a word.
