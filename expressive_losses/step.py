@@ -146,7 +146,7 @@ def forward_batch(
     labels, clean = gathered(labels), gathered(clean)
     seen = clean if "clean" in needs else None
     batch = BoundedBatch(labels, seen, gathered(adversarial), margins, numbers, x_adv, attacked)
-    terms = _warmup_terms(batch) if radii.warmup else loss(batch)
+    terms = _warmup_terms(batch) if radii.warmup else _terms_of(loss, batch)
     shi = bounds if regularized else {}
     proven = "verified" if type(loss).region is Loss.region and not loss.bound_options() else "small_box"
     accuracies = _accuracies(batch, clean, proven)
@@ -170,6 +170,18 @@ def _warmup_terms(batch: BoundedBatch) -> dict[str, Tensor]:
     """Return the cross-entropy on the images, or on the attacked ones in an adversarial warm-up."""
     logits = batch.clean if batch.adversarial is None else batch.adversarial
     return {"loss": F.cross_entropy(logits, batch.labels)}
+
+
+def _terms_of(loss: Loss, batch: BoundedBatch) -> dict[str, Tensor]:
+    """Return what the loss does; a plug-in that forgets the term to minimise is told so."""
+    terms = loss(batch)
+    minimised = terms.get("loss") if isinstance(terms, dict) else None
+    if not isinstance(minimised, Tensor) or minimised.dim() > 0:
+        got = ", ".join(f"'{name}'" for name in terms) if isinstance(terms, dict) else type(terms).__name__
+        shape = f" of shape {tuple(minimised.shape)}" if isinstance(minimised, Tensor) else ""
+        expected = "expected a dict of scalars with 'loss', which is minimised"
+        raise UserError(f"loss '{loss.name}': {expected}, got {got}{shape}")
+    return terms
 
 
 def _clean(network, x, needs, policy) -> tuple[Tensor, BatchStatistics]:

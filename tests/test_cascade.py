@@ -161,7 +161,9 @@ def test_options_and_tolerance_reach_the_stages():
     [
         ("crwn", None, "unknown bound 'crwn'; did you mean 'crown'"),
         ("cascad", None, "did you mean 'cascade'"),
-        ("", None, "expected a name such as crown"),
+        ("", None, "expected names such as crown"),
+        ("ibp,,crown", None, "got nothing in 'ibp,,crown'"),
+        ("ibp,", None, "got nothing in 'ibp,'"),
         ("ibp,ibp", None, "bound 'ibp' is named twice"),
         ("ibp,clean", None, "'clean' comes first"),
         ("pgd,clean,crown", None, "'clean' comes first"),

@@ -211,6 +211,26 @@ def test_resume_with_the_same_radius_in_other_words(tmp_path):
         train(tmp_path, "eps.target=0.06", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        ({"verified_loss": torch.tensor(1.0)}, "got 'verified_loss'"),
+        ({"loss": torch.ones(16)}, r"got 'loss' of shape \(16,\)"),
+        ({"loss": 1.0}, "got 'loss'"),
+        (torch.tensor(1.0), "got Tensor"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_does_not_say_what_is_minimised_is_told_so(returned, got):
+    class Mistaken(LOSSES["adversarial"]):
+        def __call__(self, batch):
+            return returned
+
+    network, x, labels = batch()
+    with pytest.raises(UserError, match=f"loss 'adversarial': expected a dict of scalars with 'loss', .*{got}"):
+        evaluate_batch(network, Mistaken(), ATTACKS.build("none"), x, labels, Radii(0.1, 0.1, 0.5), config().training)
+
+
 def test_resume_with_another_config_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match=r"another config \(optimizer differ\)"):

@@ -53,10 +53,10 @@ def _dashed(name: str) -> str:
 
 
 def _stage_names(bound: str) -> list[str]:
-    names = [_dashed(name) for name in bound.split(",") if name.strip()]
+    names = [_dashed(name) for name in bound.split(",")]
+    if "" in names:
+        raise UserError(f"bound: expected names such as crown or ibp,crown or cascade, got nothing in '{bound}'")
     names = [part for name in names for part in (CASCADE if name == "cascade" else (name,))]
-    if not names:
-        raise UserError("bound: expected a name such as crown or cascade, got nothing")
     if "clean" in names[1:] and names[0] != "clean":
         raise UserError(f"bound: 'clean' comes first: what it decides is natural accuracy, got '{bound}'")
     if names[0] != "clean":
