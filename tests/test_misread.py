@@ -298,6 +298,18 @@ def test_division_by_a_constant_is_bounded():
         assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_images_times_a_constant_are_bounded(method):
+    """Where both ends of an interval are one object, auto_LiRPA 0.3 takes it for the constant of the two."""
+    torch.manual_seed(0)
+    model = plain(Function(lambda x: 2 * x - 1), torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, CLASSES))
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+
+
 class WithAHead(torch.nn.Module):
     """Has a BatchNorm layer for training that the forward pass does not get to."""
 

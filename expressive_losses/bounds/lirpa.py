@@ -363,7 +363,7 @@ class Graph:
         for method in ("ibp", "crown_ibp"):
             try:
                 with torch.no_grad():
-                    found = self.bounds(Box(x, x), matrices, method).margins
+                    found = self.bounds(Box(x, x.clone()), matrices, method).margins
             except UnsupportedNetwork:  # so it will be when used
                 continue
             if not (found - (matrices @ expected.unsqueeze(2)).squeeze(2)).abs().max() <= allowed:
