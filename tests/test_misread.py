@@ -286,6 +286,28 @@ def test_a_constant_inside_is_not_compared_image_by_image(method):
     assert (network.margins(box, labels, method) <= lowest + 1e-5 * (1 + lowest.abs())).all()
 
 
+class Folded(torch.nn.Module):
+    """A convolution that takes each channel as an image of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.last = torch.nn.Linear(32, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).reshape(-1, 1, 4, 4)).relu().reshape(-1, 32))
+
+
+@torch.no_grad()
+def test_channels_that_are_images_to_a_layer_are_not_compared_image_by_image():
+    torch.manual_seed(0)
+    network = BoundedNetwork(Folded(), (1, 4, 4), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    lowest = sampled_minimum(network, box, labels)
+    assert (network.margins(box, labels, "ibp") <= lowest + 1e-5 * (1 + lowest.abs())).all()
+
+
 @torch.no_grad()
 def test_division_by_a_constant_is_bounded():
     torch.manual_seed(0)
