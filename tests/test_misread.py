@@ -201,6 +201,17 @@ class Function(torch.nn.Module):
         return self.function(x)
 
 
+class OverRoot(torch.nn.Module):
+    """Subtracts, and divides by the root of a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("variance", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+    def forward(self, x):
+        return (x - 0.1) / torch.sqrt(self.variance)
+
+
 @torch.no_grad()
 @pytest.mark.skipif(str(compat.lirpa_version()) >= "0.4", reason="what release 0.3 bounds wrongly")
 @pytest.mark.parametrize("method", METHODS)
@@ -211,10 +222,27 @@ class Function(torch.nn.Module):
         torch.nn.Softsign(),
         Function(lambda x: (x.relu() + 0.2).sqrt()),
         Function(lambda x: 1 / (x.relu() + 0.2)),
+        Function(lambda x: (x.relu() + 0.2) ** -1),
+        Function(lambda x: torch.pow(x.relu() + 0.2, -2.0)),
+        Function(torch.sin),
+        Function(torch.tan),
+        OverRoot(),
         torch.nn.LeakyReLU(-0.5),
         torch.nn.LeakyReLU(2.0),
     ],
-    ids=["log", "division", "root", "reciprocal", "falling", "steep"],
+    ids=[
+        "log",
+        "division",
+        "root",
+        "reciprocal",
+        "power",
+        "even power",
+        "sin",
+        "tan",
+        "by a root",
+        "falling",
+        "steep",
+    ],
 )
 def test_operations_whose_bounds_are_wrong_are_refused(layer, method):
     """At single points they are right."""
@@ -286,6 +314,28 @@ def test_a_constant_inside_is_not_compared_image_by_image(method):
     assert (network.margins(box, labels, method) <= lowest + 1e-5 * (1 + lowest.abs())).all()
 
 
+class Folded(torch.nn.Module):
+    """A convolution that takes each channel as an image of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.last = torch.nn.Linear(32, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).reshape(-1, 1, 4, 4)).relu().reshape(-1, 32))
+
+
+@torch.no_grad()
+def test_channels_that_are_images_to_a_layer_are_not_compared_image_by_image():
+    torch.manual_seed(0)
+    network = BoundedNetwork(Folded(), (1, 4, 4), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    lowest = sampled_minimum(network, box, labels)
+    assert (network.margins(box, labels, "ibp") <= lowest + 1e-5 * (1 + lowest.abs())).all()
+
+
 @torch.no_grad()
 def test_division_by_a_constant_is_bounded():
     torch.manual_seed(0)
@@ -296,6 +346,42 @@ def test_division_by_a_constant_is_bounded():
     box = Box.around(x, 0.1)
     for method in ("ibp", "crown"):
         assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_images_times_a_constant_are_bounded(method):
+    """Where both ends of an interval are one object, auto_LiRPA 0.3 takes it for the constant of the two."""
+    torch.manual_seed(0)
+    model = plain(Function(lambda x: 2 * x - 1), torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, CLASSES))
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies by a function of a buffer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.register_buffer("spread", torch.tensor([[0.5, 0.3]]))
+
+    def forward(self, x):
+        return (x - 0.5) * self.function(self.spread)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("function", [torch.sqrt, torch.log, torch.reciprocal, lambda x: 1 / x, lambda x: x**-1])
+def test_the_same_operations_of_constants_are_bounded(function, method):
+    torch.manual_seed(0)
+    model = plain(Scaled(function), torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, CLASSES))
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
 
 
 class WithAHead(torch.nn.Module):

@@ -337,13 +337,15 @@ class Graph:
         """
         few = slice(0, 8)
         points = sampled_points(found.input.lower[few], found.input.upper[few])
-        logits = self._bounded(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+        flat = points.flatten(0, 1)
+        logits = self._bounded(flat).unflatten(0, points.shape[:2])
         margins = (matrices[few] @ logits.unsqueeze(3)).squeeze(3)
         refuse_outside(method, margins, found.margins[few], torch.full_like(found.margins[few], math.inf))
         nodes = [relu.inputs[0] for relu in self._relus]
         whole = len(nodes) == len(found.relu_inputs)  # else some have no bounds, and it is not known which
         for node, one in zip(nodes, found.relu_inputs, strict=True) if whole else ():
-            if node.from_input:  # a constant has one value, whatever the image
+            # a constant has one value, whatever the image; where channels are images to a layer, there are more
+            if node.from_input and len(node.forward_value) == len(flat):
                 value = node.forward_value.unflatten(0, points.shape[:2])
                 refuse_outside(method, value, one.lower[few], one.upper[few])
 
@@ -363,7 +365,7 @@ class Graph:
         for method in ("ibp", "crown_ibp"):
             try:
                 with torch.no_grad():
-                    found = self.bounds(Box(x, x), matrices, method).margins
+                    found = self.bounds(Box(x, x.clone()), matrices, method).margins
             except UnsupportedNetwork:  # so it will be when used
                 continue
             if not (found - (matrices @ expected.unsqueeze(2)).squeeze(2)).abs().max() <= allowed:

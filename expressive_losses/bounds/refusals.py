@@ -10,7 +10,9 @@ from expressive_losses.bounds import compat
 from expressive_losses.errors import UnsupportedNetwork
 
 #: What release 0.3 relaxes by lines that cross the function, or bounds by intervals as if all numbers were positive.
-_WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y"}
+_WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y", "BoundTan": "tan"}
+#: What it relaxes by lines between those of a table, which cross the function by up to 1e-5.
+_WRONG |= {"BoundSin": "sin", "BoundCos": "cos"}
 #: Points of each box that the first bounds of a method are compared with.
 _POINTS = 32
 
@@ -19,7 +21,7 @@ def refuse_wrong_relaxations(nodes) -> None:
     """Refuse operations whose bounds are none, at single points right all the same (found by sampling).
 
     A leaky ReLU that is not increasing, or steeper below 0 than above, is neither bounded by its values at the ends of
-    an interval nor above a line of slope 1.
+    an interval nor above a line of slope 1. Of powers below 0 an interval has its ends in the wrong order.
 
     Raises:
         UnsupportedNetwork: naming the first.
@@ -30,9 +32,22 @@ def refuse_wrong_relaxations(nodes) -> None:
             raise UnsupportedNetwork(
                 f"auto_LiRPA cannot bound a leaky ReLU with a slope of {slope:g}: expected one from 0 to 1"
             )
-        by_a_constant = kind == "BoundDiv" and not _depends_on_input(node.inputs[1])
-        if kind in _WRONG and not by_a_constant and compat.lirpa_version() < Version("0.4"):
-            raise UnsupportedNetwork(f"auto_LiRPA 0.3 gives wrong bounds of {_WRONG[kind]} (node {node.name})")
+        if compat.lirpa_version() < Version("0.4") and (wrong := _wrong_in_0_3(node)):
+            raise UnsupportedNetwork(f"auto_LiRPA 0.3 gives wrong bounds of {wrong} (node {node.name})")
+
+
+def _wrong_in_0_3(node) -> str:
+    """Return what a node does that release 0.3 bounds wrongly; "" if it is right. Of constants all of it is right."""
+    kind = type(node).__name__
+    if kind not in (*_WRONG, "BoundPow") or not _depends_on_input(node):
+        return ""
+    if kind == "BoundPow":
+        exponent = getattr(node.inputs[1], "value", None)
+        return "powers below 0" if exponent is None or (exponent < 0).any() else ""
+    if kind == "BoundDiv" and not _depends_on_input(node.inputs[1]):
+        # what is divided by a root is taken for layer normalisation
+        return "x / sqrt(y)" if type(node.inputs[1]).__name__ == "BoundSqrt" else ""
+    return _WRONG[kind]
 
 
 def has_arithmetic_with_constants(bounded) -> bool:
