@@ -1,18 +1,22 @@
 """One cell: what of it counts as done, and the keeping of its row."""
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
-from experimenting import rows_of, run, write
+from experimenting import SMALL, rows_of, run, write
 
 from expressive_losses import checkpoint
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import cli, grid, measures
+from expressive_losses.experiments.adopt import adopt
 from expressive_losses.experiments.execute import execute, row_of_cell
 from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.spec import load
 from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
+from expressive_losses.registry import LOSSES
 from expressive_losses.verify.head import hash_of_weights
 
 
@@ -159,3 +163,54 @@ def test_a_network_of_which_nothing_is_asked_is_not_loaded(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "read", lambda path: pytest.fail("loaded"))
     cell = one_cell(tmp_path, verify={}, columns={})
     assert do(cell, tmp_path) and row_of_cell(cell, tmp_path)["verify"] == {}
+
+
+OWN_CODE = """
+from torch import nn
+from expressive_losses.losses.mtl_ibp import MTLIBP
+from expressive_losses.registry import LOSSES
+
+@LOSSES.register("mtl_of_mine")
+class Mine(MTLIBP):
+    "A loss of somebody's own."
+
+def network(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, classes))
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """A module of the user's own, gone afterwards: tests that iterate the registry must not find its loss."""
+    (tmp_path / "code_of_mine.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "code_of_mine"
+    LOSSES._entries.pop("mtl_of_mine", None)
+    sys.modules.pop("code_of_mine", None)
+
+
+def test_a_cell_of_somebodys_own_loss_and_network_is_verified_measured_and_adopted(tmp_path, own_code):
+    """Who runs a grid trusts the code that it names; the commands of the row say so."""
+    mine = {"plugins": [own_code], "method.name": "mtl_of_mine", "model": f"{own_code}:network"}
+    cell = one_cell(tmp_path, measures=["losses"], scales={"smoke": {"set": {**SMALL, **mine}}})
+    assert do(cell, tmp_path)
+    row = row_of_cell(cell, tmp_path)
+    assert row["verify"]["ibp"]["images"] == 8 and row["measures"]["losses"]
+    assert row["then"][0].endswith(f"--trust {own_code} --trust {own_code}:network")
+    run_, verified = tmp_path / cell.key / "run", tmp_path / cell.key / cell.verify_folder("ibp")
+    shutil.copytree(run_, tmp_path / "by_hand")
+    shutil.copytree(verified, tmp_path / "by_hand" / "verify-ibp")
+    assert adopt(tmp_path / "by_hand", [cell], tmp_path / "other") == ["network", "verify-ibp"]
+
+
+def test_a_cell_whose_network_asks_for_other_code_is_refused(tmp_path):
+    cell = one_cell(tmp_path)
+    do(cell, tmp_path)
+    model = tmp_path / cell.key / "run" / "model.pt"
+    payload = torch.load(model, weights_only=True)
+    checkpoint.save(model, {**payload, "config": {**payload["config"], "plugins": ["antigravity"]}})
+    with pytest.raises(UserError, match="asks to import code: antigravity"):
+        do(cell, tmp_path)
+    with pytest.raises(UserError, match="asks to import code: antigravity"):
+        measures.measure("losses", model, torch.device("cpu"), None)
+    assert "antigravity" not in sys.modules

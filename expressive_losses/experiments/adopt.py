@@ -49,7 +49,7 @@ def adopt(run: Path, cells: Sequence[Cell], root: Path) -> list[str]:
             _copy(run, folder / "run")
         if not filecmp.cmp(run / TRAINED_MODEL, folder / "run" / TRAINED_MODEL, shallow=False):
             return found  # trained again elsewhere: its verifications are of other weights
-        weights = weights_of(folder / "run" / TRAINED_MODEL)
+        weights = weights_of(folder / "run" / TRAINED_MODEL, mine[0].code)
         asked = {cell.verify_folder(name): (cell, name, weights) for cell in mine for name in cell.verifications}
         for name, verification in asked.items():
             for made in sorted(run.glob("verify-*")):

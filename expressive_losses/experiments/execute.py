@@ -74,11 +74,11 @@ def complete_cell(
                 set_aside(out)
             place = ["--model", str(model), "--out", str(out), "--resume", "--quiet"]
             where = ["--device", str(device), *(["--data-dir", str(data_root)] if data_root else [])]
-            verify([*cell.verify_arguments(name), *place, *where])
+            verify([*cell.verify_arguments(name), *place, *where, *cell.trust_arguments])
             worked = True
     for name in cell.measures:
         if _measured(folder, name, weights) is None:
-            figures = measures.measure(name, model, device, data_root)
+            figures = measures.measure(name, model, device, data_root, cell.code)
             write_json(folder / f"{name}.json", {"weights_sha256": weights, "figures": figures})
             worked = True
     return worked
@@ -91,7 +91,7 @@ def is_trained(cell: Cell, root: Path) -> bool:
 
 def _weights(cell: Cell, model: Path) -> str:
     """Return the hash of the trained network; "" where nothing is asked of it, which then need not be loaded."""
-    return weights_of(model) if cell.verifications or cell.measures else ""
+    return weights_of(model, cell.code) if cell.verifications or cell.measures else ""
 
 
 def _goes_on(out: Path, asked: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from expressive_losses import config as configs
+from expressive_losses.checkpoint import code_named_by
 from expressive_losses.config import Config
 from expressive_losses.errors import UserError
 from expressive_losses.experiments.settings import plain, replaced, replaced_in_verification
@@ -68,6 +69,11 @@ class Cell:
         """Hash of the resolved config: cells of several tables that train the same network share it."""
         return key_of(self.resolved, self.observe)
 
+    @cached_property
+    def code(self) -> tuple[str, ...]:
+        """Import paths of the user's own code in the config: whoever runs the cell trusts it by that."""
+        return tuple(code_named_by({"config": self.resolved.resolved()}))
+
     def replaced(self, verifications: Iterable[str], evaluated: bool = False) -> tuple[str, ...]:
         """Return what the run has in place of the paper's setting: "network cnn_small", "4 epochs", "first 20 images".
 
@@ -107,11 +113,17 @@ class Cell:
         """Name of the folder of a verification inside the cell's: the same question has the same folder."""
         return f"verify-{_hash(self.verify_arguments(name))}"
 
+    @property
+    def trust_arguments(self) -> list[str]:
+        """Arguments of verify.py that let the network import the user's own code."""
+        return [word for path in self.code for word in ("--trust", path)]
+
     @cached_property
     def commands(self) -> list[str]:
         """The commands that repeat the cell by hand; they identify its row."""
         return [_text("train.py", self.train_arguments)] + [
-            _text("verify.py", ["--model", "MODEL", *self.verify_arguments(name)]) for name in self.verifications
+            _text("verify.py", ["--model", "MODEL", *self.verify_arguments(name), *self.trust_arguments])
+            for name in self.verifications
         ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -83,17 +83,26 @@ def end_of_training(config: Config, train: Batches) -> Progress:
 MEASURES: dict[str, Callable[[BoundedNetwork, Config, Batches, Progress], dict[str, float]]] = {"losses": losses}
 
 
-def measure(name: str, model: Path, device: torch.device, data_root: Path | None) -> dict[str, float]:
+def measure(
+    name: str, model: Path, device: torch.device, data_root: Path | None, trusted: Iterable[str] = ()
+) -> dict[str, float]:
     """Measure a trained network on its held-out images; any method has all measures.
 
+    Args:
+        name: of the measure.
+        model: checkpoint of the network.
+        device: to compute on.
+        data_root: folder of the data sets.
+        trusted: import paths that the checkpoint may use.
+
     Raises:
-        UserError: an unknown measure.
+        UserError: an unknown measure, or code that is not trusted.
     """
     if name not in MEASURES:
         raise UserError(f"measures: unknown '{name}'{suggest(name, MEASURES)}")
     payload = checkpoint.read(model)
+    network = checkpoint.network_of(payload, str(model), trusted).to(device)
     config = Config.build(payload["config"], str(model))
-    network = checkpoint.network_of(payload, str(model)).to(device)
     train, held_out, _ = load_data(config, data_root)
     now = end_of_training(config, Batches(train))
     return MEASURES[name](network, config, Batches(held_out, device=device), now)

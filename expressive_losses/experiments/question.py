@@ -58,22 +58,26 @@ def answered(folder: Path, cell: Cell, name: str, weights: str) -> bool:
     return made.get("weights_sha256") == weights and answers(made, cell, name)
 
 
-def weights_of(model: Path) -> str:
+def weights_of(model: Path, trusted: tuple[str, ...] = ()) -> str:
     """Return the hash of the network of a checkpoint, as the heads of ledgers have it.
 
+    Args:
+        model: the checkpoint.
+        trusted: import paths that it may use.
+
     Raises:
-        UserError: a checkpoint that cannot be read.
+        UserError: a checkpoint that cannot be read, or asks for code that is not trusted.
     """
     try:
         about = model.stat()
     except OSError as error:
         raise UserError(f"{model}: cannot read the checkpoint: {error.strerror}") from None
-    return _weights_of(model, about.st_mtime_ns, about.st_size)
+    return _weights_of(model, about.st_mtime_ns, about.st_size, trusted)
 
 
 @lru_cache(maxsize=4096)
-def _weights_of(model: Path, _changed: int, _size: int) -> str:
-    return hash_of_weights(checkpoint.network_of(checkpoint.read(model), str(model)))
+def _weights_of(model: Path, _changed: int, _size: int, trusted: tuple[str, ...]) -> str:
+    return hash_of_weights(checkpoint.network_of(checkpoint.read(model), str(model), trusted))
 
 
 @lru_cache(maxsize=4096)
