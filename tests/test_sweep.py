@@ -297,6 +297,30 @@ def test_nothing_to_search_is_an_error(tmp_path):
         sweep_file.load(write(tmp_path, set={"method": "standard"}))
 
 
+@pytest.mark.parametrize(
+    ("values", "mistake"),
+    [
+        (
+            {"search": {"optimizer.lr": {"low": 0.01, "high": 0.001}}},
+            "optimizer.lr: low 0.01 is above high 0.001",
+        ),
+        (
+            {"search": {"optimizer.lr": {"low": 0, "high": 0.1, "log": True}}},
+            "logarithmic scale needs one above 0",
+        ),
+        ({"grid": {"method.alpha": []}}, "grid.method.alpha: expected values, got none"),
+        (
+            {"grid": {"method.alpha": [0.1]}, "search": {"optimizer.lr": {"low": 0.001, "high": 0.01}}},
+            "search and grid: a grid is in place of a search",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused_before_it_begins(tmp_path, values, mistake):
+    """The first two left a trial that ran for ever, the last was a grid without what is searched."""
+    with pytest.raises(UserError, match=rf"tune\.yaml: {mistake}" if "grid" in values else mistake):
+        sweep_file.load(write(tmp_path, **values))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_of_the_repository_is_valid(path):
     asked = sweep_file.load(path)

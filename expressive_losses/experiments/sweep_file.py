@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from expressive_losses import config as configs
 from expressive_losses.config import Config, Section
@@ -37,6 +37,14 @@ class Range(Section):
     high: float
     log: bool = False
 
+    @model_validator(mode="after")
+    def _has_values(self):
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low: a logarithmic scale needs one above 0, got {self.low:g}")
+        return self
+
 
 class Sweep(Section):
     """A sweep file."""
@@ -51,6 +59,15 @@ class Sweep(Section):
     verify: Verification = Verification(bound="ibp")
     trials: PositiveInt = 20
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _grid_or_search(self):
+        if self.grid and self.search:
+            raise ValueError("search and grid: a grid is in place of a search; put all values into one of them")
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key}: expected values, got none")
+        return self
 
     @cached_property
     def base(self) -> Config:
