@@ -13,6 +13,7 @@ from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.rounding import Rounding
+from expressive_losses.config import Radius
 from expressive_losses.errors import UserError
 from expressive_losses.verify import Problem, Settings, Status, build_stages, read_ledger, verify
 from expressive_losses.verify.base import Verdict
@@ -129,6 +130,15 @@ def test_merge_refuses_other_runs(tmp_path, other):
     run(tmp_path / "1", shard=(1, 2), **other)
     with pytest.raises(UserError, match="answers another question.*nothing but the shard"):
         merge([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+
+
+def test_the_same_radius_in_other_words_is_the_same_question(tmp_path):
+    """A ledger goes on, and shards are joined; what was written first stays."""
+    for number, text in enumerate(["1e-1", "1/10"]):
+        run(tmp_path / str(number), shard=(number, 2), eps=Radius.parse(text))
+    run(tmp_path / "1", shard=(1, 2), eps=Radius.parse("0.10"), resume=True)
+    summary = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+    assert (summary["settings"]["eps"], summary["settings"]["eps_value"]) == ("1e-1", 0.1)
 
 
 def test_merge_refuses_a_ledger_that_is_there(tmp_path, folder):

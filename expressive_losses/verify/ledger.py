@@ -345,13 +345,16 @@ def refuse_other(
     asked: Mapping[str, Any],
     advice: str = "Repeat its settings, or choose another --out",
 ) -> None:
-    """Refuse a head that is not the one asked for, naming what differs; :data:`INFORMATIVE` keys may.
+    """Refuse a head that is not the one asked for, naming what differs; :data:`INFORMATIVE` keys may, and so may the
+    words for the same radius (0.1, 1e-1).
 
     Raises:
         UserError: the first three differences.
     """
     there, here = (dict(_flat({key: one[key] for key in one if key not in INFORMATIVE})) for one in (known, asked))
-    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    same_radius = "eps_value" in there and there["eps_value"] == here.get("eps_value")
+    words = {"eps"} if same_radius else set()
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in words]
     if differing:
         each = [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in differing]
         what = "; ".join(each[:3])
