@@ -210,13 +210,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         *place, wrong = first["loc"]
         if wrong == "name" and place:  # of a text where a section belongs
-            known = ", ".join(_section(model, place).model_fields)
-            return f"{'.'.join(map(str, place))}: expected keys of its own ({known}), got {first['input']!r}"
+            return f"{'.'.join(map(str, place))}: {_expected_keys(_section(model, place))}, got {first['input']!r}"
         return f"unknown key '{key}'{suggest(str(wrong), _section(model, place).model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        message = _expected_keys(_section(model, first["loc"]))
+    elif first["type"] == "tuple_type":
+        message = "expected a list in square brackets"
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {reprlib.repr(first['input'])}"
+
+
+def _expected_keys(section: type[BaseModel]) -> str:
+    return f"expected keys of its own ({', '.join(section.model_fields)})"
 
 
 def _section(model: type[BaseModel], place: Iterable[str | int]) -> type[BaseModel]:

@@ -283,6 +283,13 @@ def test_a_mistake_in_what_verifies_is_found_before_anything_is_trained(tmp_path
         sweep_file.load(write(tmp_path, verify={"bound": "ipb"}))
 
 
+def test_a_radius_may_be_a_number(tmp_path):
+    asked = sweep_file.load(write(tmp_path, verify={"bound": "ibp", "eps": 0.05}))
+    assert "--eps 0.05" in asked.cell({}).commands[1]
+    with pytest.raises(UserError, match=r"tune\.yaml: verify.eps: radii are in pixel units, from 0 to 1, got 8;"):
+        sweep_file.load(write(tmp_path, verify={"bound": "ibp", "eps": 8}))
+
+
 def test_a_sweep_of_which_all_trials_failed_by_a_mistake_may_be_changed(tmp_path):
     values = {"grid": {"data": ["mnist"]}}
     sweep.Tuner(sweep_file.load(write(tmp_path, **values)), tmp_path, torch.device("cpu"), tmp_path / "nowhere").run()
@@ -308,6 +315,7 @@ def test_nothing_to_search_is_an_error(tmp_path):
             {"search": {"optimizer.lr": {"low": 0, "high": 0.1, "log": True}}},
             "logarithmic scale needs one above 0",
         ),
+        ({"search": {"optimizer.lr": [0.1, 0.2]}}, r"optimizer.lr: expected keys of its own \(low, high, log\), got"),
         ({"grid": {"method.alpha": []}}, "grid.method.alpha: expected values, got none"),
         (
             {"grid": {"method.alpha": [0.1]}, "search": {"optimizer.lr": {"low": 0.001, "high": 0.01}}},

@@ -27,7 +27,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from expressive_losses import config as configs
 from expressive_losses.config import Radius, Section
@@ -39,8 +47,8 @@ Scale = Literal["smoke", "cpu", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
 
 
-#: A radius in pixel units as it was written, by which tables find its figures.
-RadiusText = Annotated[str, AfterValidator(lambda text: Radius.parse(text).text)]
+#: A radius in pixel units as it was written (0.1 is a number in YAML), by which tables find its figures.
+RadiusText = Annotated[str, BeforeValidator(lambda value: Radius.parse(value).text)]
 
 
 class Verification(Section):
