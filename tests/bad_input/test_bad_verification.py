@@ -12,7 +12,7 @@ CASES = [
     ("--model empty", "cannot read the checkpoint"),
     ("--model file", "not a checkpoint"),
     ("--model run --bound crwn", "did you mean 'crown'"),
-    ("--model run --bound ''", "expected a name"),
+    ("--model run --bound ''", "expected names such as crown"),
     ("--model run --bound ibp,ibp", "twice"),
     ("--model run --bound clean:", "clean:"),
     ("--model run --eps 2", "did you mean 2/255"),
