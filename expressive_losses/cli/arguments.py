@@ -57,7 +57,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser = Parser("train.py", TRAIN_HELP)
     experiment_ = parser.add_argument_group("experiment (each overrides the config file)")
     experiment_.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file; without one: the data set's defaults"
+        "--config", type=path, metavar="FILE", help="YAML file; without one: the data set's defaults"
     )
     experiment_.add_argument(
         "--method", metavar="NAME", help="training loss, e.g. mtl_ibp, cc_ibp, sabr, ibp, crown_ibp"
@@ -77,9 +77,9 @@ def train_parser() -> argparse.ArgumentParser:
     place = parser.add_argument_group("where")
     place.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     place.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data"
+        "--data-dir", type=path, metavar="DIR", help="data sets; default $EXPRESSIVE_LOSSES_DATA or ./data"
     )
-    place.add_argument("--out", type=Path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
+    place.add_argument("--out", type=path, metavar="DIR", help="run directory; default runs/<dataset>/<method>-...")
     place.add_argument("--resume", action="store_true", help="continue the run in --out, exactly; --out is enough")
     place.add_argument(
         "--deterministic",
@@ -125,7 +125,7 @@ def verify_parser() -> argparse.ArgumentParser:
     )
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    where.add_argument("--out", type=Path, metavar="DIR", help="ledger, witnesses, summary; default beside the model")
+    where.add_argument("--out", type=path, metavar="DIR", help="ledger, witnesses, summary; default beside the model")
     where.add_argument("--resume", action="store_true", help="continue the ledger in --out")
     where.add_argument("--shard", metavar="I/N", help="only the images I, I+N, ...; default: by rank under torchrun")
     where.add_argument("--report", action="store_true", help="also write report.html and report.md to --out")
@@ -150,7 +150,7 @@ def add_subject_arguments(parser) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="IMPORT", help="code of yours that the checkpoint may import"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="state_dict of the architecture")
+    parser.add_argument("--weights", type=path, metavar="FILE", help="state_dict of the architecture")
     parser.add_argument("--shape", type=image_shape, metavar="C,H,W", help="of one image; default: the data set's")
     parser.add_argument("--classes", type=int, metavar="K", help="number of logits; default: the data set's")
     parser.add_argument("--mean", type=numbers, metavar="M,...", help="the network takes (pixel - mean) / std;")
@@ -160,7 +160,7 @@ def add_subject_arguments(parser) -> None:
     )
     parser.add_argument("--dataset", metavar="NAME", help="default: the one trained on")
     parser.add_argument("--split", default="test", choices=["test", "train", "validation"])
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
 
 
 def image_shape(text: str) -> tuple[int, ...]:
@@ -177,6 +177,13 @@ def numbers(text: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(f"expected finite numbers, got {text}")
     return values
+
+
+def path(text: str) -> Path:
+    """Parse a path; an empty one, of a variable that is not set, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
 
 
 def positive(text: str) -> int:

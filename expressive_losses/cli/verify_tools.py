@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from expressive_losses.cli.arguments import Parser, add_subject_arguments, positive
+from expressive_losses.cli.arguments import Parser, add_subject_arguments, path, positive
 from expressive_losses.cli.subject import subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
@@ -23,7 +22,7 @@ def check_tool(arguments: Sequence[str]) -> None:
     """Evaluate every row of a ledger or of certified radii again, in float64, on the plain network; fail on a
     contradiction."""
     parser = _parser("check", check_tool.__doc__)
-    parser.add_argument("ledgers", nargs="+", type=Path, metavar="FOLDER", help="folders of ledgers")
+    parser.add_argument("ledgers", nargs="+", type=path, metavar="FOLDER", help="folders of ledgers")
     add_subject_arguments(parser)
     parser.add_argument("--bounds", action="store_true", help="also derive every proof again, in float64")
     parser.add_argument("--attack", metavar="STAGES", help="also attack the verified images, e.g. pgd")
@@ -46,8 +45,8 @@ def check_tool(arguments: Sequence[str]) -> None:
 def merge_tool(arguments: Sequence[str]) -> None:
     """Join the ledgers of all shards of one run, or their radii; refuses gaps and overlaps."""
     parser = _parser("merge", merge_tool.__doc__)
-    parser.add_argument("shards", nargs="+", type=Path, metavar="FOLDER", help="folders of the shards' ledgers")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the joined ledger")
+    parser.add_argument("shards", nargs="+", type=path, metavar="FOLDER", help="folders of the shards' ledgers")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder of the joined ledger")
     options = parser.parse_args(arguments)
     radii, ledgers = (any((one / name).exists() for one in options.shards) for name in (RADII, LEDGER))
     if radii:
@@ -63,7 +62,7 @@ def export_tool(arguments: Sequence[str]) -> None:
     parser.add_argument("--eps", help="radius in pixel units; default: the one trained for")
     parser.add_argument("--first", type=positive, default=None, metavar="N", help="only the first N images")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds an image, for instances.csv")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     subject, data = subject_of(options)
     eps = subject.eps(options.eps)
@@ -77,9 +76,9 @@ def export_tool(arguments: Sequence[str]) -> None:
 def report_tool(arguments: Sequence[str]) -> None:
     """Write report.html and report.md about a ledger; with --model also its layers and counterexamples."""
     parser = _parser("report", report_tool.__doc__)
-    parser.add_argument("ledger", type=Path, metavar="FOLDER", help="folder of the ledger")
+    parser.add_argument("ledger", type=path, metavar="FOLDER", help="folder of the ledger")
     add_subject_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the ledger")
+    parser.add_argument("--out", type=path, metavar="DIR", help="default: beside the ledger")
     options = parser.parse_args(arguments)
     if options.model is None:
         print(write_report(options.ledger, out=options.out))

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from expressive_losses.cli.arguments import Parser
+from expressive_losses.cli.arguments import Parser, path
 from expressive_losses.cli.common import choose_device
 from expressive_losses.errors import UserError
 from expressive_losses.experiments import grid, polytope, sweep_file
@@ -38,7 +38,7 @@ def run_command(arguments: Sequence[str]) -> None:
     _add_how(parser)
     parser.add_argument("--missing", action="store_true", help="only cells that have no row in --results yet")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
     experiments = [load(path) for path in options.files]
     grids = [grid.cells(one, options.scale, options.seeds) for one in experiments]
@@ -88,7 +88,7 @@ def adopt_command(arguments: Sequence[str]) -> None:
     """Take finished run folders of train.py, with those of verify.py in them, as cells; then render."""
     parser = _parser("adopt", adopt_command.__doc__)
     _add_files(parser)
-    parser.add_argument("--from", type=Path, nargs="+", required=True, metavar="RUN", dest="taken", help="run folders")
+    parser.add_argument("--from", type=path, nargs="+", required=True, metavar="RUN", dest="taken", help="run folders")
     options = parser.parse_args(arguments)
     root, experiments = options.runs / "cells", [load(path) for path in options.files]
     cells = [cell for one in experiments for cell in grid.cells(one, options.scale, options.seeds) if cell.runs]
@@ -122,13 +122,13 @@ def polytope_command(arguments: Sequence[str]) -> None:
 def sweep_command(arguments: Sequence[str]) -> None:
     """Tune: do the trials of a sweep file that are not done yet, then export their Pareto front."""
     parser = Parser("expressive_losses.experiments sweep", sweep_command.__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="sweep file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/sweeps/<file>")
+    parser.add_argument("file", type=path, metavar="FILE", help="sweep file")
+    parser.add_argument("--out", type=path, metavar="DIR", help="default runs/sweeps/<file>")
     parser.add_argument(
         "--storage", metavar="URL", help="database of Optuna, for several machines; default: a journal file"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
+    parser.add_argument("--data-dir", type=path, metavar="DIR", help="default $EXPRESSIVE_LOSSES_DATA or ./data")
     options = parser.parse_args(arguments)
     try:
         from expressive_losses.experiments import sweep, sweep_report  # here: only this command needs Optuna
@@ -152,9 +152,9 @@ def sweep_command(arguments: Sequence[str]) -> None:
 def overview_command(arguments: Sequence[str]) -> None:
     """Write the list of all experiment files, with what was run of each, into a document."""
     parser = Parser("expressive_losses.experiments overview", overview_command.__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
-    parser.add_argument("--document", type=Path, required=True, metavar="FILE", help="with the two marks in it")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="experiment files")
+    parser.add_argument("--document", type=path, required=True, metavar="FILE", help="with the two marks in it")
+    parser.add_argument("--results", type=path, default=Path("results"), metavar="DIR")
     options = parser.parse_args(arguments)
     write_overview(options.document, options.files, options.results)
 
@@ -169,13 +169,13 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--seeds", type=_seed, nargs="+", metavar="SEED",
         help="what to run, in place of the file's; a page has all seeds that were run",
     )  # fmt: skip
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"trained networks; default {RUNS}")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="rows and tables; default: results in --runs")
+    parser.add_argument("--runs", type=path, default=RUNS, metavar="DIR", help=f"trained networks; default {RUNS}")
+    parser.add_argument("--results", type=path, metavar="DIR", help="rows and tables; default: results in --runs")
     return parser
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiment files")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="experiment files")
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,8 @@ CASES = [
     ("stray", "stray"),
     ("--config", "--config"),
     ("--out", "--out"),
+    ("--out ''", "argument --out: expected a path, got ''"),
+    ("--data-dir ''", "argument --data-dir: expected a path, got ''"),
     ("--set training.epochs", "expected key=value"),
     ("--set =3", "expected key=value"),
     ("--set training..epochs=3", "expected key=value"),
