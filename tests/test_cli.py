@@ -15,6 +15,7 @@ from expressive_losses import checkpoint
 from expressive_losses.cli import train_main, verify_main
 from expressive_losses.cli.train import train_summary
 from expressive_losses.errors import Interrupted, is_out_of_memory
+from expressive_losses.registry import VERIFIERS
 
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
 
@@ -397,3 +398,45 @@ def test_a_report_of_radii_alone_says_what_is_missing(trained, capsys):
     out = trained / "radii"
     assert verify_main(shlex.split(f"--model {trained} --bound ibp --radius --first 3 --out {out} --quiet")) == 0
     assert "holds certified radii only" in fails(verify_main, f"report {out}", capsys)
+
+
+OWN_BOUND = """
+from typing import ClassVar
+from expressive_losses.registry import VERIFIERS
+from expressive_losses.verify.base import DEFAULT_TOLERANCE, Verifier, verdict_of_bounds
+
+@VERIFIERS.register("bound-of-mine")
+class MyBound(Verifier):
+    "Intervals."
+
+    kind: ClassVar = "bound"
+    tolerance: float = DEFAULT_TOLERANCE
+
+    def __call__(self, network, problem):
+        return verdict_of_bounds(problem, network.margins(problem.box, problem.labels, "ibp"), self.tolerance)
+"""
+
+
+@pytest.fixture
+def own_bound(tmp_path, monkeypatch):
+    """A module of the user's own, gone afterwards: tests that iterate the registry must not find its verifier."""
+    (tmp_path / "bound_of_mine.py").write_text(OWN_BOUND)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "bound_of_mine"
+    VERIFIERS._entries.pop("bound-of-mine", None)
+    sys.modules.pop("bound_of_mine", None)
+
+
+def test_what_a_verifier_of_ones_own_wrote_is_checked_and_reported(trained, tmp_path, own_bound, capsys):
+    where = f"--model {trained} --plugin {own_bound}"
+    out = tmp_path / "verified"
+    run = f"{where} --first 10 --bound clean,bound-of-mine --set bound-of-mine.tolerance=1e-3 --quiet --out {out}"
+    assert verify_main(shlex.split(run)) == 0
+    VERIFIERS._entries.pop("bound-of-mine")
+    sys.modules.pop("bound_of_mine")
+    assert "unknown bound 'bound-of-mine'" in fails(verify_main, f"check {out} --model {trained} --bounds", capsys)
+    for line in (f"check {out} {where} --bounds", f"report {out} --plugin {own_bound}", f"report {out} {where}"):
+        assert verify_main(shlex.split(line)) == 0
+    assert verify_main(["--list", "--plugin", own_bound]) == 0
+    assert "bound-of-mine" in capsys.readouterr().out
+    assert "no_such_module" in fails(verify_main, f"{where} --plugin no_such_module --out {tmp_path / 'no'}", capsys)

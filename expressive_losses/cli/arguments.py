@@ -150,6 +150,9 @@ def add_subject_arguments(parser) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="IMPORT", help="code of yours that the checkpoint may import"
     )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="module of yours with bounds or attacks"
+    )
     parser.add_argument("--weights", type=path, metavar="FILE", help="state_dict of the architecture")
     parser.add_argument("--shape", type=image_shape, metavar="C,H,W", help="of one image; default: the data set's")
     parser.add_argument("--classes", type=int, metavar="K", help="number of logits; default: the data set's")

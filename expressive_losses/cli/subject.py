@@ -14,7 +14,7 @@ from expressive_losses.cli.foreign import Description, is_foreign, network_from
 from expressive_losses.config import Config, Radius
 from expressive_losses.data.split import split_validation
 from expressive_losses.errors import UserError
-from expressive_losses.registry import DATASETS, MODELS, suggest
+from expressive_losses.registry import DATASETS, MODELS, import_module, suggest
 from expressive_losses.run import TRAINED_MODEL
 
 
@@ -46,6 +46,16 @@ class Images:
     name: str
     images: Tensor
     labels: Tensor
+
+
+def import_plugins(options: argparse.Namespace) -> None:
+    """Import the modules of the user's own: what they register then has its name, in ``--bound`` and in ledgers.
+
+    Raises:
+        UserError: a module that is not there, or fails.
+    """
+    for module in options.plugin:
+        import_module(module)
 
 
 def subject_of(options: argparse.Namespace) -> tuple[Subject, Images]:
@@ -91,7 +101,7 @@ def load_subject(options: argparse.Namespace) -> Subject:
     path = Path(options.model)
     path = path / TRAINED_MODEL if path.is_dir() else path
     payload = checkpoint.read(path)
-    network = checkpoint.network_of(payload, str(path), options.trust)
+    network = checkpoint.network_of(payload, str(path), [*options.trust, *options.plugin])
     return Subject(network, Config.build(payload["config"], str(path)), path)
 
 

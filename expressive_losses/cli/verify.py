@@ -10,7 +10,7 @@ from typing import Any
 
 from expressive_losses.cli.arguments import verify_parser
 from expressive_losses.cli.common import choose_device
-from expressive_losses.cli.subject import subject_of
+from expressive_losses.cli.subject import import_plugins, subject_of
 from expressive_losses.cli.verify_tools import TOOLS
 from expressive_losses.config import Radius, parse_assignment
 from expressive_losses.errors import UserError
@@ -28,6 +28,7 @@ def verify(arguments: Sequence[str]) -> None:
         TOOLS[arguments[0]](arguments[1:])
         return
     options = verify_parser().parse_args(arguments)
+    import_plugins(options)
     if options.list:
         print("\n".join(f"  {name:<12} {VERIFIERS.help(name)}" for name in VERIFIERS.names()))
         print(f"  {'cascade':<12} These, one after the other: {', '.join(CASCADE)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from expressive_losses.cli.arguments import Parser, add_subject_arguments, path, positive
-from expressive_losses.cli.subject import subject_of
+from expressive_losses.cli.subject import import_plugins, subject_of
 from expressive_losses.verify import build_stages, table_of
 from expressive_losses.verify.check import check, disjoint
 from expressive_losses.verify.check_radius import check_radii
@@ -27,6 +27,7 @@ def check_tool(arguments: Sequence[str]) -> None:
     parser.add_argument("--bounds", action="store_true", help="also derive every proof again, in float64")
     parser.add_argument("--attack", metavar="STAGES", help="also attack the verified images, e.g. pgd")
     options = parser.parse_args(arguments)
+    import_plugins(options)
     subject, data = subject_of(options)
     attacks = [stage for stage in build_stages(options.attack) if stage.kind == "attack"] if options.attack else []
     question, how = (subject.network, data.images, data.labels), {"bounds": options.bounds, "attacks": attacks}
@@ -64,6 +65,7 @@ def export_tool(arguments: Sequence[str]) -> None:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds an image, for instances.csv")
     parser.add_argument("--out", type=path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
+    import_plugins(options)
     subject, data = subject_of(options)
     eps = subject.eps(options.eps)
     indices = range(len(data.images))[: options.first]
@@ -80,6 +82,7 @@ def report_tool(arguments: Sequence[str]) -> None:
     add_subject_arguments(parser)
     parser.add_argument("--out", type=path, metavar="DIR", help="default: beside the ledger")
     options = parser.parse_args(arguments)
+    import_plugins(options)
     if options.model is None:
         print(write_report(options.ledger, out=options.out))
         return
