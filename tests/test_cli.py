@@ -17,6 +17,7 @@ from expressive_losses.cli.train import train_summary
 from expressive_losses.errors import Interrupted, is_out_of_memory
 from expressive_losses.registry import VERIFIERS
 
+ROOT = Path(__file__).parent.parent
 QUICK = "--quiet --epochs 2 --set model.width=4 --set model.hidden=16 --set training.batch_size=256 --device cpu"
 
 
@@ -440,3 +441,20 @@ def test_what_a_verifier_of_ones_own_wrote_is_checked_and_reported(trained, tmp_
     assert verify_main(["--list", "--plugin", own_bound]) == 0
     assert "bound-of-mine" in capsys.readouterr().out
     assert "no_such_module" in fails(verify_main, f"{where} --plugin no_such_module --out {tmp_path / 'no'}", capsys)
+
+
+def test_the_example_in_python_gives_the_rows_of_the_command(trained, tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "verification.md").read_text().partition("## From Python")[2]
+    load, run = (block.partition("```")[0] for block in section.split("```python")[1:])
+    monkeypatch.chdir(tmp_path)
+    load = load.replace("model.pt", str(trained / "model.pt"))
+    run = run.replace('first=1000, dtype="float64", device="cuda", budget=3600', "first=20")
+    (tmp_path / "example.py").write_text(load + run)
+    runpy.run_path(str(tmp_path / "example.py"))
+    line = f"--model {trained} --bound crown --eps 0.1 --first 20 --quiet --out {tmp_path / 'ours'}"
+    assert verify_main(shlex.split(line)) == 0
+    rows = [
+        [{**json.loads(row), "seconds": 0} for row in (out / "ledger.jsonl").read_text().splitlines()[1:]]
+        for out in (tmp_path / "results" / "mine", tmp_path / "ours")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 20
