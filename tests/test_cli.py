@@ -440,3 +440,14 @@ def test_what_a_verifier_of_ones_own_wrote_is_checked_and_reported(trained, tmp_
     assert verify_main(["--list", "--plugin", own_bound]) == 0
     assert "bound-of-mine" in capsys.readouterr().out
     assert "no_such_module" in fails(verify_main, f"{where} --plugin no_such_module --out {tmp_path / 'no'}", capsys)
+
+
+def test_under_torchrun_the_program_ends_at_once_but_not_whoever_calls_it(monkeypatch):
+    ends = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr("os._exit", ends.append)
+    assert train_main(["--list"]) == 0 and not ends
+    for words in (["--list"], ["--no-such-option"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        train_main()
+    assert ends == [0]
