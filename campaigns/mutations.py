@@ -27,12 +27,14 @@ class Mutation(NamedTuple):
         name: what is broken, in words.
         module: file of the package.
         old, new: the source text, which occurs once, and what replaces it.
+        kind: of the networks that show it, see :func:`campaigns.networks.random_subject`; "" for all kinds in turn.
     """
 
     name: str
     module: str
     old: str
     new: str
+    kind: str = ""
 
 
 MUTATIONS = (
@@ -131,6 +133,20 @@ MUTATIONS = (
         "bounds/preparation.py",
         'return "patches" if square and not oblong and not special else "matrix"',
         'return "patches"',
+    ),
+    Mutation(
+        "CROWN: constants before padded convolutions in patches mode",
+        "bounds/lirpa.py",
+        'if mode == "patches" and has_arithmetic_with_constants(bounded):',
+        "if False:",
+        "wired images",
+    ),
+    Mutation(
+        "CROWN: auto_LiRPA 0.3's own interval pass, which enters a ReLU's bounds as those of what it reads",
+        "bounds/compat.py",
+        "lirpa.BoundedModule.check_IBP_intermediate = _check_ibp_intermediate",
+        "pass",
+        "wired vectors",
     ),
     Mutation(
         "slope: CROWN-IBP's upper line has no intercept",
@@ -269,7 +285,8 @@ def violations(mutation: Mutation, networks: int = 40) -> int:
         "from campaigns.mutations import Mutation, install\n"
         f"install(Mutation(*{tuple(mutation)!r}))\n"
         "from campaigns.soundness import Campaign\n"
-        f"print('violations', Campaign(seed=40).run(math.inf, {networks}, samples=40, until_violation=True).violations)"
+        f"campaign = Campaign(seed=40, kind={mutation.kind!r})\n"
+        f"print('violations', campaign.run(math.inf, {networks}, samples=40, until_violation=True).violations)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("violations ")]

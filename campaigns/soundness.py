@@ -27,7 +27,7 @@ from campaigns.nodes import node_bounds
 from campaigns.questions import Question, close_calls, random_question
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.bounds.network import BOUND_METHODS
-from expressive_losses.errors import UserError
+from expressive_losses.errors import NoBounds, UserError
 from expressive_losses.registry import VERIFIERS
 from expressive_losses.run import environment
 from expressive_losses.types import Box, other_classes
@@ -76,9 +76,11 @@ class Campaign:
         tallies: by method.
         features: in how many networks each occurred.
         examples: the first violations, in words.
+        kind: of all networks, see :func:`campaigns.networks.random_subject`; "" for all kinds in turn.
     """
 
     seed: int = 0
+    kind: str = ""
     checks: int = 0
     grid_checks: int = 0
     close_calls: int = 0
@@ -113,7 +115,7 @@ class Campaign:
         """
         while self.checks < checks and self.networks < networks and not (until_violation and self.violations):
             number = self.networks
-            subject = random_subject(self.seed + number, KINDS.get(number % 10, "images"))
+            subject = random_subject(self.seed + number, self.kind or KINDS.get(number % 10, "images"))
             self.examine(subject, self.seed + number, samples, thorough=number % 3 == 0)
             self.networks += 1
         return self
@@ -145,6 +147,9 @@ class Campaign:
         try:
             with torch.no_grad():
                 bound = subject.network.margins(question.box, question.labels, method, statistics=subject.statistics)
+        except NoBounds as error:  # that the package itself finds, as some of the first bounds
+            self.complain(method, f"{error} ({', '.join(subject.features)})")
+            return
         except UserError as error:  # a refusal is an answer too
             self.tally(method).refused[str(error)[:100]] += 1
             return

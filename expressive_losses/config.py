@@ -37,10 +37,22 @@ class Radius(float):
 
     @classmethod
     def parse(cls, value: Any) -> Radius:
-        """Read a number or a fraction such as ``8/255``.
+        """Read a number or a fraction such as ``8/255``, as somebody has typed it.
 
         Raises:
             ValueError: not a number, or outside [0, 1]; 1 written so, which is meant for 1/255 more often than not.
+        """
+        radius = cls.recorded(value)
+        if radius.text == "1":
+            raise ValueError("1 is the whole range of pixels; did you mean 1/255? If not, say 1.0")
+        return radius
+
+    @classmethod
+    def recorded(cls, value: Any) -> Radius:
+        """Read a radius that a file has of an earlier run, which asked for it; there 1 is 1.
+
+        Raises:
+            ValueError: not a number, or outside [0, 1].
         """
         text = value.text if isinstance(value, Radius) else str(value).strip()
         numerator, slash, denominator = text.partition("/")
@@ -51,14 +63,12 @@ class Radius(float):
         if not (math.isfinite(number) and 0 <= number <= 1):
             hint = f"; did you mean {text}/255?" if not slash and 1 < number <= 255 else ""
             raise ValueError(f"radii are in pixel units, from 0 to 1, got {text}{hint}")
-        if text == "1":
-            raise ValueError("1 is the whole range of pixels; did you mean 1/255? If not, say 1.0")
         radius = cls(number)
         radius.text = text
         return radius
 
     def __reduce__(self):
-        return (Radius.parse, (self.text,))
+        return (Radius.recorded, (self.text,))
 
 
 RadiusField = Annotated[Radius, PlainValidator(Radius.parse), PlainSerializer(lambda radius: radius.text)]
@@ -204,7 +214,7 @@ def _agrees(value: Any, ours: Any, theirs: Any) -> bool:
     """Return whether plain values are those of ``value``, which ``ours`` are; .2 is the radius 0.2."""
     if isinstance(value, Radius):
         try:
-            return value == Radius.parse(theirs)
+            return value == Radius.recorded(theirs)
         except ValueError:
             return False
     if not (isinstance(value, BaseModel) and isinstance(theirs, Mapping)):

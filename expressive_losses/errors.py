@@ -12,6 +12,10 @@ class UnsupportedNetwork(UserError):
     """A method cannot handle this network at all; the message names the layer. Another method may."""
 
 
+class NoBounds(UnsupportedNetwork):
+    """What a method returned for this network are no bounds: a point of a box was found outside."""
+
+
 class Diverged(UserError):
     """Training came to a loss that is not finite."""
 

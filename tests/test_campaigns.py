@@ -15,7 +15,10 @@ import torch
 from campaigns import networks
 from campaigns.mutations import MUTATIONS, Mutation, mutated, violations
 from campaigns.networks import random_subject
+from campaigns.questions import random_question
 from campaigns.soundness import Campaign, table
+from expressive_losses.bounds import compat, lirpa
+from expressive_losses.verify.evaluation import computing_in
 
 ROOT = Path(__file__).parent.parent
 #: Networks of which auto_LiRPA 0.3's CROWN bounds in patches mode were no bounds: grouped convolutions, oblong images.
@@ -48,6 +51,17 @@ def test_networks_that_are_no_chains_are_examined(kind):
         campaign.examine(random_subject(number, kind), number, samples=40)
     assert campaign.violations == 0, table(campaign)
     assert campaign.tallies["crown"].boxes > 0 and "fast path" not in campaign.features
+
+
+@pytest.mark.skipif(str(compat.lirpa_version()) >= "0.4", reason="what release 0.3 bounds wrongly")
+def test_what_the_package_itself_finds_to_be_no_bounds_is_a_violation(monkeypatch):
+    """It is refused there, before the campaign's own points could show it."""
+    monkeypatch.setattr(lirpa, "has_arithmetic_with_constants", lambda bounded: False)
+    subject, campaign = random_subject(43, "wired images"), Campaign()
+    with computing_in(subject.dtype):
+        campaign._bound(subject, "crown", random_question(subject, 43, 40))
+    assert campaign.tallies["crown"].violations == 1
+    assert "bounds of this network are none" in campaign.examples[0]
 
 
 def test_a_network_whose_layers_are_rescaled_is_the_same_function(monkeypatch):

@@ -458,3 +458,14 @@ def test_the_example_in_python_gives_the_rows_of_the_command(trained, tmp_path, 
         for out in (tmp_path / "results" / "mine", tmp_path / "ours")
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 20
+
+
+def test_under_torchrun_the_program_ends_at_once_but_not_whoever_calls_it(monkeypatch):
+    ends = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr("os._exit", ends.append)
+    assert train_main(["--list"]) == 0 and not ends
+    for words in (["--list"], ["--no-such-option"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        train_main()
+    assert ends == [0]

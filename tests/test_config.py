@@ -5,7 +5,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expressive_losses.config import Config, Radius, load, merge, parse_assignment
+from expressive_losses.config import Config, Radius, differences, load, merge, parse_assignment
 from expressive_losses.errors import UserError
 
 
@@ -228,3 +228,14 @@ def test_a_field_that_is_new_leaves_fingerprints_as_they_were(monkeypatch):
     monkeypatch.setattr(Pgd, "__pydantic_fields__", known)
     assert "decay_at" not in Pgd.model_fields
     assert load(None, [{"attack": {"name": "pgd", "steps": 3}}]).fingerprint() == before.fingerprint()
+
+
+def test_a_radius_of_1_in_a_file_of_an_earlier_run_is_1():
+    """Only who types it is asked."""
+    with pytest.raises(ValueError, match="did you mean 1/255"):
+        Radius.parse("1")
+    assert Radius.recorded("1") == 1
+    config = load(None, [parse_assignment(text) for text in ("eps.target=1.0", "eps.train_multiplier=1")])
+    values = config.resolved()
+    values["eps"]["target"] = "1"
+    assert differences(config, values) == []

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from expressive_losses.bounds import BoundedNetwork
+from expressive_losses.config import Radius
 from expressive_losses.errors import UserError
 from expressive_losses.types import Box
 from expressive_losses.verify import (
@@ -371,3 +372,9 @@ def test_skipped_stages_stay_named_over_resume_and_merge(tmp_path):
     merged = merge([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
     assert set(merged["skipped"]) == {"bab", "rounding"} and "bab was skipped" in table_of(merged)
     assert set(read_ledger(tmp_path / "all")[0]["skipped"]) == {"bab", "rounding"}
+
+
+def test_a_ledger_of_radius_1_was_not_changed_by_hand(tmp_path):
+    """Ledgers say so that were written before 1 was asked about."""
+    run(tmp_path, bound="clean", eps=Radius.recorded("1"))
+    assert read_ledger(tmp_path)[0]["eps"] == "1"

@@ -333,7 +333,7 @@ class Graph:
         """Compare bounds, hidden ones too, with what the graph has at points of the first boxes; one forward pass.
 
         Raises:
-            UnsupportedNetwork: a value is not within its bounds.
+            NoBounds: a value is not within its bounds.
         """
         few = slice(0, 8)
         points = sampled_points(found.input.lower[few], found.input.upper[few])

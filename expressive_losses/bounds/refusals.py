@@ -7,7 +7,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from expressive_losses.bounds import compat
-from expressive_losses.errors import UnsupportedNetwork
+from expressive_losses.errors import NoBounds, UnsupportedNetwork
 
 #: What release 0.3 relaxes by lines that cross the function, or bounds by intervals as if all numbers were positive.
 _WRONG = {"BoundLog": "log", "BoundSqrt": "sqrt", "BoundReciprocal": "1 / x", "BoundDiv": "x / y", "BoundTan": "tan"}
@@ -94,11 +94,11 @@ def refuse_outside(method: str, values: Tensor, lower: Tensor, upper: Tensor) ->
         lower, upper: (B, ...).
 
     Raises:
-        UnsupportedNetwork: saying by how much.
+        NoBounds: saying by how much.
     """
     excess = torch.maximum(lower - values, values - upper).max()
     if excess > 1e-3 * (1 + values.abs().max()):
-        raise UnsupportedNetwork(
+        raise NoBounds(
             f"auto_LiRPA's {method} bounds of this network are none: a point of a box is {float(excess):.2g} outside; "
             "a layer is converted wrongly, or rounding errors reach a thousandth of the largest value of a layer"
         )

@@ -1,6 +1,7 @@
 """The command lines: arguments in, exit code out. What needs torch is imported once the arguments are understood."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -18,10 +19,16 @@ def _interruptible(main: Main) -> Main:
     @wraps(main)
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         try:
-            return main(arguments)
+            code = main(arguments)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        if code == 0 and arguments is None and "TORCHELASTIC_RUN_ID" in os.environ:
+            # The program is done. Taken apart as usual, a process of torchrun is at times aborted by gloo.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        return code
 
     return wrapped
 

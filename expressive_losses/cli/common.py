@@ -43,9 +43,6 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except BrokenPipeError:  # the reader of the output has seen enough (head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # taken apart as usual, a process of torchrun is at times aborted by gloo
-        sys.stderr.flush()
-        os._exit(0)
     return 0
 
 

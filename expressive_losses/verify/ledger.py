@@ -312,7 +312,7 @@ def _parse_head(path: Path, line: bytes, format: str) -> dict[str, Any]:
 def _says_its_radius(head: dict[str, Any]) -> bool:
     """Return whether the text of the radius, which people read, is the number that was verified."""
     try:
-        return "eps" not in head or float(Radius.parse(head["eps"])) == head["eps_value"]
+        return "eps" not in head or float(Radius.recorded(head["eps"])) == head["eps_value"]
     except (ValueError, KeyError):
         return False
 
