@@ -81,7 +81,7 @@ class Registry:
 
         def enter(cls: type[Plugin]) -> type[Plugin]:
             known = self._entries.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
+            if known is not None and not _is_the_same(known, cls):
                 raise UserError(f"{self.kind} '{name}' is registered twice: by {known.__module__} and {cls.__module__}")
             cls.name = name
             self._entries[name] = cls
@@ -220,6 +220,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] in ("missing", "value_error"):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, got {reprlib.repr(first['input'])}"
+
+
+def _is_the_same(known: type, cls: type) -> bool:
+    """Return whether a class is a known one, imported once more: by another path, perhaps, if it is a user's own."""
+    own = not known.__module__.startswith("expressive_losses.")
+    return known.__qualname__ == cls.__qualname__ and (own or known.__module__ == cls.__module__)
 
 
 def _expected_keys(section: type[BaseModel]) -> str:

@@ -15,12 +15,16 @@
 #SBATCH --requeue
 set -euo pipefail
 
+# A mistake in the arguments ends the job here: it is not tried again.
+python train.py --dry-run --resume "$@" > /dev/null || exit 2
+
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine must not meet
 status=0
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun does not take it over by itself
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else restarted processes may find the addresses of those that are gone
 srun torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --max-restarts=3 \
-  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:29500" \
+  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$port" \
   train.py --resume --quiet "$@" || status=$?
 
 # Not finished: stopped before the time limit, or a machine was lost.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from expressive_losses.config import Config, Radius, differences, load, merge, parse_assignment
 from expressive_losses.errors import UserError
+from expressive_losses.registry import LOSSES, Registry
 
 
 def write(folder, name, text):
@@ -239,3 +240,16 @@ def test_a_radius_of_1_in_a_file_of_an_earlier_run_is_1():
     values = config.resolved()
     values["eps"]["target"] = "1"
     assert differences(config, values) == []
+
+
+def test_a_plug_in_does_not_take_a_name_that_there_is():
+    """A copy of a loss of the package, its class's name included, would be trained in its place, under its name."""
+    copied = type(
+        "MtlIbp", (LOSSES["mtl_ibp"],), {"__qualname__": LOSSES["mtl_ibp"].__qualname__, "__module__": "mine"}
+    )
+    with pytest.raises(UserError, match=r"method 'mtl_ibp' is registered twice: by expressive_losses.* and mine"):
+        LOSSES.register("mtl_ibp")(copied)
+    registry = Registry("loss", "expressive_losses.losses")
+    registry.register("of_mine")(copied)
+    again = type("MtlIbp", (copied,), {"__qualname__": copied.__qualname__, "__module__": "package.mine"})
+    assert registry.register("of_mine")(again) is again, "imported once more, by another path"

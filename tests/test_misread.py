@@ -283,12 +283,24 @@ def test_bounds_that_are_none_are_found_without_their_names(monkeypatch, layer, 
 def test_hidden_bounds_are_compared_with_points_too(monkeypatch):
     """Margins may hold by luck where a hidden neuron's bounds do not."""
     found = []
-    monkeypatch.setattr(lirpa, "refuse_outside", lambda method, values, lower, upper: found.append(values.shape))
+    monkeypatch.setattr(lirpa, "refuse_outside", lambda method, values, *bounds: found.append(values.shape))
     network = BoundedNetwork(BothSigns(), (2,), CLASSES).eval()
     x, labels = data(network)
     for _ in range(2):
         network.margins(Box.around(x, 0.1), labels, "crown")
     assert [tuple(shape[2:]) for shape in found] == [(CLASSES - 1,), (4,), (4,), (4,)], "once, ReLU by ReLU"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_large_logits_that_cancel_into_small_margins_are_no_mistake(method):
+    """Their last digits are what rounding leaves: float32 has seven, of a hundred thousand two behind the point."""
+    torch.manual_seed(0)
+    model = plain(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, CLASSES))
+    model[-1].bias.add_(1e5)
+    network = BoundedNetwork(model, (2,), CLASSES).eval()
+    x, labels = data(network)
+    assert torch.isfinite(network.margins(Box.around(x, 1e-6), labels, method)).all()
 
 
 class ReluOfAConstant(torch.nn.Module):

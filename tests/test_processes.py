@@ -1,4 +1,4 @@
-"""Cells in several processes, one of which is killed, and on several machines."""
+"""Cells in several processes, one of which is killed."""
 
 import os
 import signal
@@ -135,27 +135,3 @@ def test_after_a_kill_the_rest_goes_on_in_several_processes(tmp_path, monkeypatc
     results = runner.run(jobs(tmp_path), 2, print)
     assert states(results) == EXPECTED
     assert [(tmp_path / str(alpha)).read_text().count("begun") for alpha in ALPHAS] == [2, 2, 1, 1]
-
-
-@pytest.mark.parametrize("task", ["0", "3", "15"])
-def test_a_job_of_a_slurm_array_has_its_share_whichever_are_submitted(tmp_path, task):
-    """SLURM's own counts are of the jobs of one submission: --array=3 alone is one job of one."""
-    (tmp_path / "table.sh").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "table.sh").chmod(0o755)
-    submitted = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": task, "SLURM_ARRAY_TASK_COUNT": "1"}
-    job = slurm_job("16", str(tmp_path / "table.sh"), "--scale", "full", **submitted)
-    assert job.stdout.split() == ["--scale", "full", "--shard", f"{task}/16"]
-
-
-@pytest.mark.parametrize(
-    "arguments, task", [(["scripts/crown_ibp/tableD.sh"], "0"), (["16"], "0"), (["16", "true"], "")]
-)
-def test_a_slurm_array_without_its_shares_is_refused(arguments, task):
-    job = slurm_job(*arguments, SLURM_ARRAY_TASK_ID=task)
-    assert job.returncode == 2 and "expected sbatch --array=0-15 scripts/slurm_table.sh 16 SCRIPT" in job.stderr
-
-
-def slurm_job(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    path = {"PATH": os.environ["PATH"]}
-    command = ["bash", str(ROOT / "scripts" / "slurm_table.sh"), *arguments]
-    return subprocess.run(command, env={**path, **variables}, capture_output=True, text=True)

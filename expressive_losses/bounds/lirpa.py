@@ -340,14 +340,14 @@ class Graph:
         flat = points.flatten(0, 1)
         logits = self._bounded(flat).unflatten(0, points.shape[:2])
         margins = (matrices[few] @ logits.unsqueeze(3)).squeeze(3)
-        refuse_outside(method, margins, found.margins[few], torch.full_like(found.margins[few], math.inf))
+        refuse_outside(method, margins, found.margins[few], torch.full_like(found.margins[few], math.inf), logits)
         nodes = [relu.inputs[0] for relu in self._relus]
         whole = len(nodes) == len(found.relu_inputs)  # else some have no bounds, and it is not known which
         for node, one in zip(nodes, found.relu_inputs, strict=True) if whole else ():
             # a constant has one value, whatever the image; where channels are images to a layer, there are more
             if node.from_input and len(node.forward_value) == len(flat):
                 value = node.forward_value.unflatten(0, points.shape[:2])
-                refuse_outside(method, value, one.lower[few], one.upper[few])
+                refuse_outside(method, value, one.lower[few], one.upper[few], value)
 
     def _refuse_other_function(self) -> None:
         """Compare bounds at single points with the network's values: some layers are converted wrongly without a word.

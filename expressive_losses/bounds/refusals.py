@@ -83,7 +83,7 @@ def sampled_points(lower: Tensor, upper: Tensor) -> Tensor:
     return lower + shares * (upper - lower)
 
 
-def refuse_outside(method: str, values: Tensor, lower: Tensor, upper: Tensor) -> None:
+def refuse_outside(method: str, values: Tensor, lower: Tensor, upper: Tensor, computed_from: Tensor) -> None:
     """Refuse bounds that a value of their box lies outside of by more than rounding.
 
     That none does proves nothing; but what is relaxed wrongly can be right at single points, and shows here.
@@ -92,12 +92,13 @@ def refuse_outside(method: str, values: Tensor, lower: Tensor, upper: Tensor) ->
         method: for the message.
         values: at points of the boxes, (S, B, ...).
         lower, upper: (B, ...).
+        computed_from: what the values are differences of, or the values; rounding is relative to the largest.
 
     Raises:
         NoBounds: saying by how much.
     """
     excess = torch.maximum(lower - values, values - upper).max()
-    if excess > 1e-3 * (1 + values.abs().max()):
+    if excess > 1e-3 * (1 + computed_from.abs().max()):
         raise NoBounds(
             f"auto_LiRPA's {method} bounds of this network are none: a point of a box is {float(excess):.2g} outside; "
             "a layer is converted wrongly, or rounding errors reach a thousandth of the largest value of a layer"
