@@ -107,6 +107,19 @@ def test_a_search_that_starts_again_does_not_repeat_its_values(tmp_path, work):
     assert searched(at_once) == searched(tuner)
 
 
+def test_whole_numbers_are_searched_as_such(tmp_path, work):
+    ranges = {"training.batch_size": {"low": 20, "high": 23, "whole": True}}
+    tuner = tuner_of(write(tmp_path, trials=8, search=ranges))
+    tuner.run()
+    tried = [row["searched"]["training.batch_size"] for row in tuner.rows()]
+    assert len(tried) == 8 and {type(value) for value in tried} == {int} and set(tried) <= {20, 21, 22, 23}
+
+
+def test_trials_from_before_there_were_whole_numbers_still_count(tmp_path):
+    asked = sweep_file.load(write(tmp_path)).asked
+    assert asked["search"] == {"method.alpha": {"low": 0.001, "high": 1.0, "log": True}}
+
+
 def test_points_that_are_the_same_network_are_one(tmp_path, work):
     tuner = tuner_of(write(tmp_path, grid={"method.alpha": [0.1, 0.1], "eps.target": ["0.05"]}))
     tuner.run()
@@ -315,7 +328,14 @@ def test_nothing_to_search_is_an_error(tmp_path):
             {"search": {"optimizer.lr": {"low": 0, "high": 0.1, "log": True}}},
             "logarithmic scale needs one above 0",
         ),
-        ({"search": {"optimizer.lr": [0.1, 0.2]}}, r"optimizer.lr: expected keys of its own \(low, high, log\), got"),
+        (
+            {"search": {"optimizer.lr": [0.1, 0.2]}},
+            r"optimizer.lr: expected keys of its own \(low, high, log, whole\), got",
+        ),
+        ({"search": {"optimizer.lrr": {"low": 0.1, "high": 0.2}}}, "search.optimizer.lrr: .*did you mean 'lr'"),
+        ({"search": {"method.alpha": {"low": 0.1, "high": 2}}}, "search.method.alpha: .*less than or equal to 1"),
+        ({"search": {"training.batch_size": {"low": 64, "high": 256}}}, "say whole: true"),
+        ({"search": {"training.batch_size": {"low": 64, "high": 99.5, "whole": True}}}, "must be whole numbers"),
         ({"grid": {"method.alpha": []}}, "grid.method.alpha: expected values, got none"),
         (
             {"grid": {"method.alpha": [0.1]}, "search": {"optimizer.lr": {"low": 0.001, "high": 0.01}}},

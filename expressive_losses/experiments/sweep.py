@@ -230,7 +230,8 @@ class Tuner:
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         values = {key: trial.suggest_categorical(key, grid) for key, grid in self.sweep.grid.items()}
         for key, limits in self.sweep.space.items():
-            values[key] = trial.suggest_float(key, limits.low, limits.high, log=limits.log)
+            suggest = trial.suggest_int if limits.whole else trial.suggest_float
+            values[key] = suggest(key, *limits.ends, log=limits.log)
         return values
 
     def _do(self, claim: _Claim) -> None:

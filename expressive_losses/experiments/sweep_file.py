@@ -5,7 +5,9 @@ A sweep file names a config, what to search, and how long::
     config: ../../configs/quick/mnist_0.3/mtl_ibp.yaml
     validation: 10000                         images of the training set held out (or a share)
     set: {training.epochs: 4}
-    search: {optimizer.lr: {low: 1.0e-4, high: 5.0e-3, log: true}}     beside the loss's own search space
+    search:                                   beside the loss's own search space
+      optimizer.lr: {low: 1.0e-4, high: 5.0e-3, log: true}
+      training.batch_size: {low: 64, high: 256, whole: true}
     grid: {method.alpha: [0.01, 0.1]}         in place of a search: every combination once
     objective: pareto                         or mean: of the two accuracies, with pruning
     verify: {bound: ibp}
@@ -15,6 +17,7 @@ A sweep file names a config, what to search, and how long::
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +34,12 @@ from expressive_losses.registry import explain
 
 
 class Range(Section):
-    """An interval to search, on a logarithmic scale if asked for."""
+    """An interval to search, on a logarithmic scale, and of whole numbers, if asked for."""
 
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     @model_validator(mode="after")
     def _has_values(self):
@@ -43,7 +47,19 @@ class Range(Section):
             raise ValueError(f"low {self.low:g} is above high {self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"low: a logarithmic scale needs one above 0, got {self.low:g}")
+        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"whole: low and high must be whole numbers, got {self.low:g} and {self.high:g}")
         return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least value and the largest, as a config takes them."""
+        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is searched; trials from before there were whole numbers are of what says nothing of them."""
+        return self.model_dump(exclude=None if self.whole else {"whole"})
 
 
 class Sweep(Section):
@@ -99,7 +115,7 @@ class Sweep(Section):
             "validation": self.validation,
             "verify": self.verify.model_dump(mode="json"),
             "objective": self.objective,
-            "search": {key: limits.model_dump() for key, limits in self.space.items()},
+            "search": {key: limits.asked for key, limits in self.space.items()},
             "grid": {key: list(values) for key, values in self.grid.items()},
         }
 
@@ -126,4 +142,18 @@ def load(path: Path) -> Sweep:
         raise UserError(
             f"{path}: nothing to search: method '{sweep.base.method.name}' has no search space, add `search:`"
         )
+    _refuse_what_no_config_takes(sweep, path)
     return sweep
+
+
+def _refuse_what_no_config_takes(sweep: Sweep, path: Path) -> None:
+    """Name a key that there is not, or an end of a range that it does not take: else every trial failed by it."""
+    for key, limits in sweep.space.items():
+        low, high = limits.ends
+        broken = [] if limits.whole else [low + (high - low) / math.pi]  # no whole number, unless low is high
+        for value in (low, *broken, high):
+            try:
+                sweep.cell({key: value}).resolved  # noqa: B018 - it is built by being asked for
+            except UserError as error:
+                hint = "; if only whole numbers fit, say whole: true" if value in broken else ""
+                raise UserError(f"{path}: search.{key}: {error}{hint}") from None
