@@ -224,7 +224,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _is_the_same(known: type, cls: type) -> bool:
     """Return whether a class is a known one, imported once more: by another path, perhaps, if it is a user's own."""
-    own = not known.__module__.startswith("expressive_losses.")
+    own = not any(one.__module__.startswith("expressive_losses.") for one in (known, cls))
     return known.__qualname__ == cls.__qualname__ and (own or known.__module__ == cls.__module__)
 
 

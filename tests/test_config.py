@@ -250,6 +250,9 @@ def test_a_plug_in_does_not_take_a_name_that_there_is():
     with pytest.raises(UserError, match=r"method 'mtl_ibp' is registered twice: by expressive_losses.* and mine"):
         LOSSES.register("mtl_ibp")(copied)
     registry = Registry("loss", "expressive_losses.losses")
+    registry.register("mtl_ibp")(copied)
+    with pytest.raises(UserError, match=r"registered twice: by mine and expressive_losses"):  # imported before them
+        registry.register("mtl_ibp")(LOSSES["mtl_ibp"])
     registry.register("of_mine")(copied)
     again = type("MtlIbp", (copied,), {"__qualname__": copied.__qualname__, "__module__": "package.mine"})
     assert registry.register("of_mine")(again) is again, "imported once more, by another path"

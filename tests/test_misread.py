@@ -384,6 +384,32 @@ class Scaled(torch.nn.Module):
         return (x - 0.5) * self.function(self.spread)
 
 
+class Raised(torch.nn.Module):
+    """Raises to a power that is a buffer."""
+
+    def __init__(self, exponent):
+        super().__init__()
+        self.register_buffer("exponent", torch.tensor(exponent))
+
+    def forward(self, x):
+        return (x.relu() + 0.2) ** self.exponent
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_powers_that_are_buffers_are_bounded_from_0_on(method):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(2, 4), torch.nn.Linear(4, CLASSES)
+    network = BoundedNetwork(plain(layers[0], Raised(2.0), layers[1]), (2,), CLASSES).eval()
+    x, labels = data(network)
+    box = Box.around(x, 0.1)
+    assert (network.margins(box, labels, method) <= sampled_minimum(network, box, labels) + 1e-5).all()
+    if str(compat.lirpa_version()) < "0.4":
+        network = BoundedNetwork(plain(layers[0], Raised(-2.0), layers[1]), (2,), CLASSES).eval()
+        with pytest.raises(UserError, match="wrong bounds of powers below 0"):
+            network.margins(box, labels, method)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("function", [torch.sqrt, torch.log, torch.reciprocal, lambda x: 1 / x, lambda x: x**-1])

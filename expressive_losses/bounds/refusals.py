@@ -42,7 +42,8 @@ def _wrong_in_0_3(node) -> str:
     if kind not in (*_WRONG, "BoundPow") or not _depends_on_input(node):
         return ""
     if kind == "BoundPow":
-        exponent = getattr(node.inputs[1], "value", None)
+        constant = node.inputs[1]
+        exponent = constant.buffer if type(constant).__name__ == "BoundBuffers" else getattr(constant, "value", None)
         return "powers below 0" if exponent is None or (exponent < 0).any() else ""
     if kind == "BoundDiv" and not _depends_on_input(node.inputs[1]):
         # what is divided by a root is taken for layer normalisation
