@@ -15,8 +15,11 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# A mistake in the arguments ends the job here: it is not tried again.
-python train.py --dry-run --resume "$@" > /dev/null || exit 2
+# A mistake that a dry run sees, a typo above all, ends the job here: it is not tried again. Whatever else may fail in it
+# (a batch for many GPUs does not fit one) says nothing.
+mistake=0
+python train.py --dry-run --resume "$@" > /dev/null || mistake=$?
+[ "$mistake" -ne 2 ] || exit 2
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a machine must not meet

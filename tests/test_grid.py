@@ -84,9 +84,10 @@ def test_an_entry_may_be_verified_in_its_own_way_at_one_scale(tmp_path):
     assert [cell.verifications["ibp"].first for cell in grid.cells(experiment, "full")] == [8, 8]
 
 
-def test_radii_of_the_test_share_a_network_and_have_their_published_figures(tmp_path):
-    paper = {"natural": 90, "others": {"0.1": {"natural": 80}}}
-    path = write(tmp_path, {**CONFIG, "paper": paper}, entries=[{"config": "small.yaml", "tested": ["0.1", "0.05"]}])
+@pytest.mark.parametrize("radius", ["0.1", 0.1])
+def test_radii_of_the_test_share_a_network_and_have_their_published_figures(tmp_path, radius):
+    paper = {"natural": 90, "others": {radius: {"natural": 80}}}
+    path = write(tmp_path, {**CONFIG, "paper": paper}, entries=[{"config": "small.yaml", "tested": [radius, "0.05"]}])
     other, own = grid.cells(load(path), "smoke")
     assert other.key == own.key
     assert (other.published["natural"], own.published["natural"]) == (80, 90)

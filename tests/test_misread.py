@@ -303,6 +303,13 @@ def test_large_logits_that_cancel_into_small_margins_are_no_mistake(method):
     assert torch.isfinite(network.margins(Box.around(x, 1e-6), labels, method)).all()
 
 
+def test_large_logits_excuse_rounding_only():
+    value, lower, upper = torch.zeros(1, 1, 1), torch.full((1, 1), 0.9), torch.full((1, 1), torch.inf)
+    lirpa.refuse_outside("ibp", value, lower, upper, torch.tensor(1e5))
+    with pytest.raises(UserError, match="a point of a box is 1.1 outside"):
+        lirpa.refuse_outside("ibp", value, lower + 0.2, upper, torch.tensor(1e5))
+
+
 class ReluOfAConstant(torch.nn.Module):
     """A ReLU that reads a parameter beside one that reads the image."""
 

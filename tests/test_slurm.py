@@ -67,3 +67,12 @@ def test_a_training_job_that_was_stopped_asks_to_be_run_again(training, fails_wi
     assert [line for line in asked if "requeue" in line] == (["scontrol requeue 41234"] if again else [])
     (srun,) = [line for line in asked if line.startswith("srun")]
     assert "--rdzv-endpoint=machine:21234 train.py --resume --quiet --method ibp" in srun
+
+
+def test_a_dry_run_that_fails_otherwise_says_nothing(training, tmp_path):
+    """One GPU may be too small for the batch of many."""
+    python = tmp_path / "bin" / "python"
+    python.write_text("#!/bin/bash\nexit 1\n")
+    python.chmod(0o755)
+    done, asked = training("--method", "ibp", FAILS_WITH="0")
+    assert done.returncode == 0 and any(line.startswith("srun") for line in asked)

@@ -99,7 +99,7 @@ def refuse_outside(method: str, values: Tensor, lower: Tensor, upper: Tensor, co
         NoBounds: saying by how much.
     """
     excess = torch.maximum(lower - values, values - upper).max()
-    if excess > 1e-3 * (1 + computed_from.abs().max()):
+    if excess > 1e-3 * (1 + values.abs().max()) + 1e-5 * computed_from.abs().max():
         raise NoBounds(
             f"auto_LiRPA's {method} bounds of this network are none: a point of a box is {float(excess):.2g} outside; "
             "a layer is converted wrongly, or rounding errors reach a thousandth of the largest value of a layer"

@@ -392,7 +392,7 @@ def _at_radius(figures: Mapping[str, Any] | None, paper: Config, radius: str | N
     if radius in (None, paper.eps.target.text) or figures is None:
         return figures
     about = {key: figures[key] for key in ("source", "verified_by", "note") if key in figures}
-    other = figures.get("others", {}).get(radius)
+    other = {str(key): at for key, at in figures.get("others", {}).items()}.get(radius)  # 0.1 is a number in YAML
     return None if other is None else {**about, **other}
 
 
