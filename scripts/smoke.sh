@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Minutes on a laptop: the whole chain (train, verify, measure, tune, render) at the scale at which figures mean nothing.
-# All tables and figures at that scale: scripts/smoke.sh all (about 40 minutes on one core).
+# All tables and figures at that scale: scripts/smoke.sh all --jobs 2 (ten minutes or so on two cores).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=python
