@@ -1,9 +1,10 @@
-"""Shared fixtures: the published network with its weights, and where real data is."""
+"""Shared fixtures: the published network with its weights, where real data is, modules of a user's own."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from expressive_losses import experiment
 from expressive_losses.bounds import BoundedNetwork
 from expressive_losses.errors import Interrupted
+from expressive_losses.registry import LOSSES, VERIFIERS
 from expressive_losses.types import Box
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.npz"
@@ -77,3 +79,25 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Return a function that writes a module of the user's own and returns its name.
+
+    What it registers is gone afterwards: tests that iterate a registry must not find it.
+    """
+    written = []
+    for registry in (LOSSES, VERIFIERS):
+        registry.names()  # the package's own are there before the copy is taken
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)

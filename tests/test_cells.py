@@ -16,7 +16,6 @@ from expressive_losses.experiments.execute import execute, row_of_cell
 from expressive_losses.experiments.rows import collect
 from expressive_losses.experiments.spec import load
 from expressive_losses.locking import FolderInUse, FolderLock, held, is_free
-from expressive_losses.registry import LOSSES
 from expressive_losses.verify.head import hash_of_weights
 
 
@@ -179,18 +178,9 @@ def network(shape, classes):
 """
 
 
-@pytest.fixture
-def own_code(tmp_path, monkeypatch):
-    """A module of the user's own, gone afterwards: tests that iterate the registry must not find its loss."""
-    (tmp_path / "code_of_mine.py").write_text(OWN_CODE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "code_of_mine"
-    LOSSES._entries.pop("mtl_of_mine", None)
-    sys.modules.pop("code_of_mine", None)
-
-
-def test_a_cell_of_somebodys_own_loss_and_network_is_verified_measured_and_adopted(tmp_path, own_code):
+def test_a_cell_of_somebodys_own_loss_and_network_is_verified_measured_and_adopted(tmp_path, own_module):
     """Who runs a grid trusts the code that it names; the commands of the row say so."""
+    own_code = own_module("code_of_mine", OWN_CODE)
     mine = {"plugins": [own_code], "method.name": "mtl_of_mine", "model": f"{own_code}:network"}
     cell = one_cell(tmp_path, measures=["losses"], scales={"smoke": {"set": {**SMALL, **mine}}})
     assert do(cell, tmp_path)

@@ -418,23 +418,14 @@ class MyBound(Verifier):
 """
 
 
-@pytest.fixture
-def own_bound(tmp_path, monkeypatch):
-    """A module of the user's own, gone afterwards: tests that iterate the registry must not find its verifier."""
-    (tmp_path / "bound_of_mine.py").write_text(OWN_BOUND)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "bound_of_mine"
-    VERIFIERS._entries.pop("bound-of-mine", None)
-    sys.modules.pop("bound_of_mine", None)
-
-
-def test_what_a_verifier_of_ones_own_wrote_is_checked_and_reported(trained, tmp_path, own_bound, capsys):
+def test_what_a_verifier_of_ones_own_wrote_is_checked_and_reported(trained, tmp_path, own_module, capsys):
+    own_bound = own_module("bound_of_mine", OWN_BOUND)
     where = f"--model {trained} --plugin {own_bound}"
     out = tmp_path / "verified"
     run = f"{where} --first 10 --bound clean,bound-of-mine --set bound-of-mine.tolerance=1e-3 --quiet --out {out}"
     assert verify_main(shlex.split(run)) == 0
     VERIFIERS._entries.pop("bound-of-mine")
-    sys.modules.pop("bound_of_mine")
+    sys.modules.pop(own_bound)
     assert "unknown bound 'bound-of-mine'" in fails(verify_main, f"check {out} --model {trained} --bounds", capsys)
     for line in (f"check {out} {where} --bounds", f"report {out} --plugin {own_bound}", f"report {out} {where}"):
         assert verify_main(shlex.split(line)) == 0
