@@ -362,10 +362,11 @@ class Graph:
             return  # NaN weights: no bound will hold
         matrices = _combinations(expected.shape[1]).to(x).expand(len(x), -1, -1)
         allowed = 1e-3 * (1 + expected.abs().max())
+        box = Box(x, x.clone())  # where both ends are one object, release 0.3 takes the interval for a constant
         for method in ("ibp", "crown_ibp"):
             try:
                 with torch.no_grad():
-                    found = self.bounds(Box(x, x.clone()), matrices, method).margins
+                    found = self.bounds(box, matrices, method).margins
             except UnsupportedNetwork:  # so it will be when used
                 continue
             if not (found - (matrices @ expected.unsqueeze(2)).squeeze(2)).abs().max() <= allowed:
